@@ -1,0 +1,113 @@
+"""Run one handler once and say how it ended. Never raises, and works without a database."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+from outbox import payload
+from outbox.context import Claim, JobContext, Stop
+from outbox.errors import AttemptTimeout, PayloadInvalid, UnexpectedCancel
+from outbox.job import State
+from outbox.outcome import RELEASED, Cancel, Finished, Outcome, Snooze, judge
+from outbox.task import Task
+
+
+async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
+    """Decode the arguments, call the handler within its time limit, encode the result or judge the failure.
+
+    :param threads: where handlers that are plain functions run.
+    """
+    try:
+        arguments = task.arguments(claim.payload)
+    except PayloadInvalid as exc:
+        # By the retry policy, not at once: a deploy that changed the handler can still be mended or rolled back.
+        return _judged(task, claim, exc)
+    for name in task.contexts:
+        arguments[name] = JobContext(claim)
+    try:
+        value = await _limited(task, claim, arguments, threads)
+    except BaseException as exc:  # noqa: BLE001 - SystemExit, too, is a handler's failure and not the worker's
+        return _ended_by(task, claim, exc)
+    if isinstance(value, Snooze | Cancel):
+        return _judged(task, claim, value)
+    return Finished(State.SUCCEEDED, *payload.encode_result(task.result, value))
+
+
+async def _limited(task: Task[..., Any], claim: Claim, arguments: dict[str, Any], threads: Executor) -> Any:
+    if not task.is_async:
+        # A thread cannot be cancelled: its limit is kept by _in_thread.
+        return await _resolved(task, partial(_in_thread, task, claim, threads=threads), arguments)
+    if task.timeout is None:
+        return await _resolved(task, task.handler, arguments)
+    limit = asyncio.timeout(task.timeout)
+    try:
+        async with limit:
+            return await _resolved(task, task.handler, arguments)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        claim.stop = claim.stop or Stop.TIMEOUT
+        raise AttemptTimeout(f"ran longer than {task.timeout:g} s") from None
+
+
+async def _resolved(task: Task[..., Any], call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    if task.resolver is None:
+        return await call(**arguments)
+
+    async def body(dependencies: dict[str, Any]) -> Any:
+        return await call(**arguments, **dependencies)
+
+    return await task.resolver(body)
+
+
+async def _in_thread(task: Task[..., Any], claim: Claim, /, threads: Executor, **arguments: Any) -> Any:
+    """Run the handler in a thread and wait until it ends, however late: so long it keeps its slot and its lease."""
+    loop = asyncio.get_running_loop()
+    call = partial(_caught, partial(task.handler, **arguments))
+    future = loop.run_in_executor(threads, contextvars.copy_context().run, call)
+    timer = loop.call_later(task.timeout, _time_out, claim) if task.timeout is not None else None
+    while True:
+        try:
+            value, exception = await asyncio.shield(future)
+            break
+        except asyncio.CancelledError:
+            continue  # claim.stop tells the handler; there is no other way to reach a thread
+    if timer is not None:
+        timer.cancel()
+    if claim.stop is Stop.TIMEOUT:
+        raise AttemptTimeout(f"ran longer than {task.timeout:g} s") from exception
+    if exception is not None:
+        raise exception
+    return value
+
+
+def _caught(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    # As a value, because a future refuses some exceptions (StopIteration) and would then never be done.
+    try:
+        return call(), None
+    except BaseException as exc:  # noqa: BLE001 - the same
+        return None, exc
+
+
+def _time_out(claim: Claim) -> None:
+    claim.stop = claim.stop or Stop.TIMEOUT
+
+
+def _ended_by(task: Task[..., Any], claim: Claim, exception: BaseException) -> Outcome:
+    match claim.stop:
+        case Stop.CANCELLED:
+            return Finished(State.CANCELLED)
+        case Stop.SHUTDOWN | Stop.LEASE_LOST:
+            return RELEASED
+    if isinstance(exception, asyncio.CancelledError):
+        unexpected = UnexpectedCancel("the handler raised CancelledError, but nobody had cancelled it")
+        unexpected.__cause__ = exception
+        return _judged(task, claim, unexpected)
+    return _judged(task, claim, exception)
+
+
+def _judged(task: Task[..., Any], claim: Claim, exception: BaseException) -> Outcome:
+    return judge(exception, payload.describe(exception), task.retry, claim.attempt, claim.max_attempts)

@@ -1,0 +1,131 @@
+"""Take jobs, and settle how their attempts ended; each guarded by the fence."""
+
+import json
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+import asyncpg
+
+from outbox import events, sql
+from outbox.connection import Link, is_lost
+from outbox.context import Claim
+from outbox.enqueue import PRIORITIES
+from outbox.errors import ResultNotStored
+from outbox.job import State
+from outbox.outcome import Error, Finished, Outcome, Postponed
+
+Settlement = tuple[Claim, Outcome]
+
+_CANCELLED = Finished(State.CANCELLED)
+
+
+async def take(
+    link: Link, wanted: Mapping[str, int], tasks: Mapping[str, int], worker_id: UUID, lease: float
+) -> list[Claim]:
+    """Claim jobs that are due, for each queue at most as many as wanted, highest priority and longest due first.
+
+    :param tasks: the tasks that this worker knows, with the attempts they allow; others are left for those who do.
+    :param lease: seconds that the claims are good for.
+    """
+    rows = await link.fetch(
+        sql.CLAIM, list(wanted), list(wanted.values()), list(PRIORITIES), list(tasks), worker_id, lease
+    )
+    claims = [
+        Claim(
+            id,
+            task,
+            queue,
+            priority,
+            run_at,
+            payload,
+            attempt + 1,
+            max_attempts or tasks[task],
+            fence,
+            created_at,
+            worker_id,
+        )
+        for id, task, queue, priority, run_at, payload, attempt, max_attempts, fence, created_at in rows
+    ]
+    claims.sort(key=_order)
+    return claims
+
+
+async def settle(link: Link, settlements: Sequence[Settlement]) -> list[Claim]:
+    """Write how attempts ended, all of them in one or two statements.
+
+    A job that a person has asked to cancel while its attempt ended in a retry ends as cancelled.
+
+    :return: the claims whose lease was lost: the row was not theirs any more, and nothing was written.
+    """
+    finished = [(claim, outcome) for claim, outcome in settlements if isinstance(outcome, Finished)]
+    postponed = [(claim, outcome) for claim, outcome in settlements if isinstance(outcome, Postponed)]
+    if postponed:
+        kept = await _postpone(link, postponed)
+        finished += [(claim, _CANCELLED) for claim in kept]
+    return await _finish(link, finished) if finished else []
+
+
+async def settle_one_by_one(link: Link, settlements: Sequence[Settlement]) -> list[Claim]:
+    """The same, for a batch that the database refused as a whole: only the offender is written without its texts."""
+    refused: list[Claim] = []
+    for claim, outcome in settlements:
+        try:
+            refused += await settle(link, [(claim, outcome)])
+        except asyncpg.PostgresError as exc:
+            if is_lost(exc):
+                raise
+            events.emit(events.ERROR, "settle_failed", job_id=claim.id, task=claim.task, error=exc.sqlstate)
+            refused += await settle(link, [(claim, _without_texts(outcome, exc))])
+    return refused
+
+
+async def _finish(link: Link, finished: Sequence[tuple[Claim, Finished]]) -> list[Claim]:
+    rows = await link.fetch(
+        sql.FINISH,
+        [claim.id for claim, _ in finished],
+        [claim.fence for claim, _ in finished],
+        [outcome.state.value for _, outcome in finished],
+        [outcome.result for _, outcome in finished],
+        [outcome.error and _json(outcome.error) for _, outcome in finished],
+        [claim.progress for claim, _ in finished],
+    )
+    return _missing(finished, rows)
+
+
+async def _postpone(link: Link, postponed: Sequence[tuple[Claim, Postponed]]) -> list[Claim]:
+    rows = await link.fetch(
+        sql.POSTPONE,
+        [claim.id for claim, _ in postponed],
+        [claim.fence for claim, _ in postponed],
+        [outcome.delay for _, outcome in postponed],
+        [int(outcome.charged) for _, outcome in postponed],
+        [outcome.error and _json(outcome.error) for _, outcome in postponed],
+        [claim.progress for claim, _ in postponed],
+    )
+    return _missing(postponed, rows)
+
+
+def _missing(asked: Sequence[tuple[Claim, Outcome]], rows: Sequence[asyncpg.Record]) -> list[Claim]:
+    if len(rows) == len(asked):
+        return []
+    written = {row["n"] for row in rows}
+    return [claim for n, (claim, _) in enumerate(asked, start=1) if n not in written]
+
+
+def _without_texts(outcome: Outcome, exc: asyncpg.PostgresError) -> Outcome:
+    error = Error(
+        f"{ResultNotStored.__module__}.{ResultNotStored.__qualname__}", f"refused by Postgres ({exc.sqlstate})"
+    )
+    match outcome:
+        case Finished(state=state):
+            return Finished(state, None, error)
+        case Postponed(delay=delay, charged=charged):
+            return Postponed(delay, error, charged)
+
+
+def _json(error: Error) -> str:
+    return json.dumps({"type": error.type, "message": error.message, "traceback": error.traceback}, ensure_ascii=False)
+
+
+def _order(claim: Claim) -> tuple[int, object]:
+    return -claim.priority, claim.run_at

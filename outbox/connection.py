@@ -1,0 +1,123 @@
+"""The worker's own connections to Postgres: how they are opened, when they count as lost, and how long to wait then."""
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import asyncpg
+from sqlalchemy.engine import make_url
+
+from outbox import events
+from outbox.settings import WorkerSettings
+
+# Statistics of a queue's table are always stale, and a plan made while it was empty is the wrong one a minute later.
+# With these, every statement of the worker has one sensible plan left, over the index it was written for.
+PLANNER = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+}
+
+# The server forgets a client whose host has vanished, and with it the client's row locks.
+_SERVER = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "idle_in_transaction_session_timeout": "60s",
+    "default_transaction_isolation": "read committed",
+    "timezone": "UTC",
+}
+
+MAX_PAUSE = 1.0
+"""Seconds at most between two tries to reach a lost database."""
+
+
+def dsn(url: str) -> str:
+    """The address as asyncpg wants it, from a libpq or SQLAlchemy URL of any driver."""
+    plain = make_url("postgresql" + url[url.index("://") :] if "://" in url else url)
+    return plain.render_as_string(hide_password=False)
+
+
+class Link:
+    """One connection, opened when it is first needed, given up when it fails, and opened again at the next use.
+
+    Used by one coroutine at a time.
+
+    :param name: shown to the database's administrator as ``application_name``.
+    """
+
+    def __init__(self, url: str, settings: WorkerSettings, name: str, *, timeout: float | None = None) -> None:
+        self._dsn = dsn(url)
+        self._timeout = timeout or settings.statement_timeout
+        self._name = name
+        self._connection: asyncpg.Connection | None = None
+        self._lost_at: float | None = None
+        self._failures = 0
+
+    async def connection(self) -> asyncpg.Connection:
+        """The open connection, for what needs more than a statement."""
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await asyncpg.connect(
+                self._dsn,
+                timeout=self._timeout,
+                command_timeout=self._timeout,
+                server_settings={**PLANNER, **_SERVER, "application_name": self._name},
+            )
+        return self._connection
+
+    async def fetch(self, statement: str, *args: Any) -> list[asyncpg.Record]:
+        """Run one statement in a transaction of its own."""
+        connection = await self.connection()
+        try:
+            rows: list[asyncpg.Record] = await connection.fetch(statement, *args)
+        except asyncpg.PostgresError as exc:
+            if is_lost(exc):
+                self.drop()
+            raise
+        except BaseException:  # a timeout or a cancellation leaves the connection in the middle of something
+            self.drop()
+            raise
+        if self._lost_at is not None:
+            events.emit(
+                events.INFO, "database_back", link=self._name, seconds=round(time.monotonic() - self._lost_at, 1)
+            )
+            self._lost_at = None
+        self._failures = 0
+        return rows
+
+    async def pause(self, exc: BaseException) -> None:
+        """Wait after a failure, longer with each in a row, and report the first."""
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+            events.emit(events.ERROR, "database_lost", link=self._name, error=f"{type(exc).__name__}: {exc}")
+        self._failures += 1
+        longest = min(MAX_PAUSE, 0.05 * 2 ** min(self._failures, 10))
+        await asyncio.sleep(longest * random.uniform(0.5, 1))
+
+    def drop(self) -> None:
+        """Give the connection up without a word to the other side, which may not be there."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def close(self) -> None:
+        """Close the connection politely, if that takes no time."""
+        if self._connection is not None:
+            try:
+                await self._connection.close(timeout=1)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                self.drop()
+            self._connection = None
+
+
+def is_lost(exc: BaseException) -> bool:
+    """Whether this failure says that the connection, not the statement, is at fault."""
+    if isinstance(exc, asyncpg.PostgresError):
+        state = exc.sqlstate or ""
+        # Connection failures, shutdown and crash, too many connections, and a primary that has become a standby.
+        return (state[:2] in ("08", "53", "57") and state != "57014") or state == "25006"
+    return isinstance(exc, OSError | TimeoutError | asyncpg.InterfaceError)

@@ -1,0 +1,57 @@
+"""What a person may do to a job, in the caller's transaction; a move that the job's state does not allow is refused."""
+
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from outbox import sql, status
+from outbox.errors import IllegalTransition, JobNotFound
+from outbox.job import TRANSITIONS, Job, State
+
+
+async def cancel(connection: AsyncSession | AsyncConnection, id: UUID) -> Job:
+    """Cancel the job: at once if it waits; if it runs, its worker is asked to stop it (see ``cancel_requested_at``).
+
+    :return: the job as it is now, which says what happened.
+    :raises JobNotFound: if there is no such job.
+    :raises IllegalTransition: if it has ended already.
+    """
+    state = await _locked_state(connection, id, sql.LOCK_LIVE)
+    if state is State.PENDING:
+        await connection.execute(text(sql.CANCEL), {"id": id})
+    elif state is State.RUNNING:
+        await connection.execute(text(sql.REQUEST_CANCEL), {"id": id})
+    else:
+        await _refuse(connection, id, "cancel")
+    return await _current(connection, id)
+
+
+async def requeue(connection: AsyncSession | AsyncConnection, id: UUID) -> Job:
+    """Run a failed or cancelled job again, now, with all its attempts before it; its errors stay in its history.
+
+    :raises JobNotFound: if there is no such job.
+    :raises IllegalTransition: if it waits, runs, or has succeeded.
+    """
+    state = await _locked_state(connection, id, sql.LOCK_FINISHED)
+    if state not in TRANSITIONS["requeue"]:
+        await _refuse(connection, id, "requeue")
+    await connection.execute(text(sql.REQUEUE), {"id": id})
+    return await _current(connection, id)
+
+
+async def _locked_state(connection: AsyncSession | AsyncConnection, id: UUID, lock: str) -> State | None:
+    state = (await connection.execute(text(lock), {"id": id})).scalar()
+    return None if state is None else State(state)
+
+
+async def _refuse(connection: AsyncSession | AsyncConnection, id: UUID, verb: str) -> None:
+    job = await _current(connection, id)
+    raise IllegalTransition(id, verb, job.state, sorted(TRANSITIONS[verb]))
+
+
+async def _current(connection: AsyncSession | AsyncConnection, id: UUID) -> Job:
+    job = await status.get(connection, id)
+    if job is None:
+        raise JobNotFound(id)
+    return job

@@ -1,0 +1,86 @@
+"""Every exception that the library raises on purpose.
+
+OutboxError
+├── DeclarationError      a task or a setting is declared wrongly; raised at import or start, never at run time
+├── PayloadInvalid        arguments that do not fit the task, or that cannot be stored; names the path
+├── EnqueueFailed         the jobs of this transaction could not be written; the transaction must be rolled back
+├── JobNotFound           no job has this id
+├── IllegalTransition     the job is in a state from which the asked move is not legal
+├── SchemaMismatch        the database's ``outbox`` schema is not one this release can work with
+└── AttemptError          how an attempt can fail without the handler's own exception
+    ├── AttemptTimeout    the handler ran longer than its time limit
+    ├── UnexpectedCancel  the handler raised CancelledError although nobody had cancelled it
+    └── ResultNotStored   the handler succeeded, its return value could not be stored
+"""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+
+class OutboxError(Exception):
+    """The base of all errors of this library."""
+
+
+class DeclarationError(OutboxError):
+    """A task, a retry policy or a setting is declared wrongly. The message says what to write instead."""
+
+
+class PayloadInvalid(OutboxError):
+    """A value cannot be a job's arguments.
+
+    :ivar path: where the offending value is, as in ``$.lines[3].sku``; ``$`` is the arguments as a whole.
+    :ivar reason: what is wrong with it, in plain words.
+    """
+
+    def __init__(self, task: str, path: str, reason: str) -> None:
+        super().__init__(f"arguments of task {task!r}: {path}: {reason}")
+        self.task = task
+        self.path = path
+        self.reason = reason
+
+
+class EnqueueFailed(OutboxError):
+    """Jobs enqueued in this transaction could not be written, so it must not commit: roll it back."""
+
+
+class JobNotFound(OutboxError):
+    """No job has this id: it never existed, was rolled back, or retention has dropped it."""
+
+    def __init__(self, id: UUID) -> None:
+        super().__init__(f"no job {id}")
+        self.id = id
+
+
+class IllegalTransition(OutboxError):
+    """The job's state does not allow this move.
+
+    :ivar state: the state that the job is in.
+    :ivar allowed: the states from which the move is legal.
+    """
+
+    def __init__(self, id: UUID, verb: str, state: str, allowed: Iterable[str]) -> None:
+        self.id = id
+        self.verb = verb
+        self.state = str(state)
+        self.allowed = tuple(str(each) for each in allowed)
+        super().__init__(f"cannot {verb} job {id}: it is {self.state}, which must be one of {', '.join(self.allowed)}")
+
+
+class SchemaMismatch(OutboxError):
+    """The database holds another version of the ``outbox`` schema than this release needs; migrate, then start."""
+
+
+class AttemptError(OutboxError):
+    """An attempt failed for a reason that is not the handler's own exception."""
+
+
+class AttemptTimeout(AttemptError):
+    """The handler ran longer than the time limit of its task."""
+
+
+class UnexpectedCancel(AttemptError):
+    """The handler raised ``CancelledError`` although neither a person nor a shutdown had cancelled it."""
+
+
+class ResultNotStored(AttemptError):
+    """The handler succeeded, but its return value could not be stored; the job counts as succeeded."""

@@ -1,0 +1,103 @@
+"""Errors as ``application/problem+json`` (RFC 9457), without inner details: no SQL, no stack, no host."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+
+from outbox.connection import is_lost
+from outbox.errors import IllegalTransition, JobNotFound, PayloadInvalid
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 wants it."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str | None = None
+    instance: str | None = None
+
+
+def problem(request: Request, status: int, detail: str, *, headers: Any = None, **more: Any) -> JSONResponse:
+    """An error answer; ``more`` are members beyond the standard's."""
+    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, instance=request.url.path)
+    return JSONResponse(
+        {**body.model_dump(exclude_none=True), **jsonable_encoder(more)},
+        status,
+        headers=headers,
+        media_type="application/problem+json",
+    )
+
+
+def problem_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """The documentation of error answers, for ``responses=``."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {code: {"description": HTTPStatus(code).phrase, "content": content} for code in codes}
+
+
+def problem_handlers(app: FastAPI) -> None:
+    """Make every error of the application, the library's included, answer in ``application/problem+json``."""
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def _http_error(request: Request, exc: Any) -> JSONResponse:
+    return problem(request, exc.status_code, str(exc.detail), headers=exc.headers)
+
+
+async def _request_invalid(request: Request, exc: Any) -> JSONResponse:
+    errors = [{"path": _path(each["loc"]), "reason": each["msg"]} for each in exc.errors()]
+    return problem(request, 422, "The request is not valid.", errors=errors)
+
+
+async def _payload_invalid(request: Request, exc: Any) -> JSONResponse:
+    errors = [{"path": exc.path, "reason": exc.reason}]
+    return problem(request, 422, f"The arguments of task {exc.task} are not valid.", errors=errors)
+
+
+async def _job_not_found(request: Request, exc: Any) -> JSONResponse:
+    return problem(request, 404, f"There is no job {exc.id}.")
+
+
+async def _illegal_transition(request: Request, exc: Any) -> JSONResponse:
+    return problem(request, 409, str(exc), state=exc.state, allowed=exc.allowed)
+
+
+async def _database_error(request: Request, exc: Any) -> JSONResponse:
+    cause = exc.orig.__cause__ or exc.orig
+    if exc.connection_invalidated or is_lost(cause):
+        return await _database_gone(request, exc)
+    return problem(request, 500, "The request could not be stored; nothing of it was.")
+
+
+async def _database_gone(request: Request, _exc: Any) -> JSONResponse:
+    return problem(request, 503, "The database cannot be reached.", headers={"Retry-After": "2"})
+
+
+async def _crash(request: Request, _exc: Any) -> JSONResponse:
+    return problem(request, 500, "Something went wrong inside.")
+
+
+_HANDLERS: dict[type[Exception], Any] = {
+    HTTPException: _http_error,
+    RequestValidationError: _request_invalid,
+    PayloadInvalid: _payload_invalid,
+    JobNotFound: _job_not_found,
+    IllegalTransition: _illegal_transition,
+    DBAPIError: _database_error,
+    OSError: _database_gone,
+    TimeoutError: _database_gone,
+    Exception: _crash,
+}
+
+
+def _path(location: Sequence[int | str]) -> str:
+    return "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)

@@ -1,0 +1,109 @@
+"""How jobs look from outside: the models of the status API, and the links between its addresses."""
+
+from dataclasses import asdict
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+from fastapi import Request, Response
+from pydantic import BaseModel, Field
+
+from outbox.enqueue import NewJob
+from outbox.job import TRANSITIONS, Job, State
+
+POLL_AGAIN = 1
+"""Seconds after which a client may ask for a job's state again."""
+
+
+class Links(BaseModel):
+    """Where to go from here; an action that the job's state does not allow is missing."""
+
+    self: str
+    cancel: str | None = None
+    retry: str | None = None
+
+
+class Progress(BaseModel):
+    """How far a job is, as its handler last said."""
+
+    done: int
+    total: int | None = None
+    message: str | None = None
+
+
+class ErrorView(BaseModel):
+    """One failure in a job's history."""
+
+    attempt: int
+    at: datetime
+    type: str
+    message: str
+
+
+class JobView(BaseModel):
+    """A job as the status API shows it."""
+
+    id: UUID
+    task: str
+    queue: str
+    state: State
+    done: bool = Field(description="Whether the state is final, unless a person retries the job.")
+    attempt: int = Field(description="Attempts charged so far by the retry policy.")
+    max_attempts: int | None
+    progress: Progress | None = None
+    result: Any = None
+    error: ErrorView | None = Field(None, description="The last failure, also of a job that was retried since.")
+    errors: list[ErrorView] = Field(description="The last 20 failures, oldest first.")
+    tags: list[str]
+    run_at: datetime = Field(description="Not started before this time.")
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    links: Links
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first."""
+
+    data: list[JobView]
+    next_cursor: UUID | None = Field(None, description="Pass as cursor for the next page; null on the last.")
+
+
+class JobReference(BaseModel):
+    """A job that a business answer started."""
+
+    id: UUID
+    task: str
+    state: State = State.PENDING
+    links: Links
+
+
+def view(request: Request, job: Job) -> JobView:
+    """A job as the API shows it. Tracebacks stay inside: they may name what a client must not know."""
+    values = asdict(job)
+    errors = [ErrorView.model_validate(error) for error in job.errors]
+    values.update(
+        done=job.done, errors=errors, error=errors[-1] if errors else None, links=links(request, job.id, job.state)
+    )
+    return JobView.model_validate({field: values[field] for field in JobView.model_fields})
+
+
+def links(request: Request, id: UUID, state: State) -> Links:
+    """The addresses of a job and of what may be done to it in this state."""
+    address = request.app.url_path_for("outbox_job", job_id=id)
+    return Links(
+        self=str(address),
+        cancel=f"{address}/cancel" if state in TRANSITIONS["cancel"] else None,
+        retry=f"{address}/retry" if state in TRANSITIONS["requeue"] else None,
+    )
+
+
+def accepted(request: Request, response: Response, *jobs: NewJob) -> list[JobReference]:
+    """Make the answer a 202 that names where to ask for the first job, and return references to all of them."""
+    references = [JobReference(id=job.id, task=job.task, links=links(request, job.id, State.PENDING)) for job in jobs]
+    response.status_code = HTTPStatus.ACCEPTED
+    response.headers["Location"] = references[0].links.self
+    response.headers["Retry-After"] = str(POLL_AGAIN)
+    return references

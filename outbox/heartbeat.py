@@ -1,0 +1,134 @@
+"""The worker's heartbeat: a thread with an event loop and a connection of its own.
+
+A handler that blocks the worker's event loop for longer than the lease must not lose it, so nothing here depends on
+that loop: leases are renewed, progress is written, cancel requests are read, and the jobs of dead workers are rescued.
+"""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import asyncpg
+
+from outbox import events, maintenance, sql
+from outbox.connection import Link
+from outbox.context import Claim
+from outbox.settings import WorkerSettings
+
+TELL = 1.0
+"""Seconds between two looks at progress and cancel requests."""
+
+KEEP_PARTITIONS = 600.0
+
+
+@dataclass(slots=True)
+class _Duty:
+    """Something done again and again; ``every`` seconds, from a start that differs between workers."""
+
+    every: float
+    perform: Callable[[], Awaitable[object]]
+    due: float
+
+
+class Heartbeat:
+    """Runs beside the worker from ``start`` to ``stop``.
+
+    :param held: every claim of the worker by its job's id. Read here, changed by the worker only.
+    :param on_lost: called in the worker's loop with a claim whose lease somebody else has taken.
+    :param on_cancel: called in the worker's loop with a claim whose job a person wants cancelled.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        settings: WorkerSettings,
+        held: Mapping[object, Claim],
+        *,
+        on_lost: Callable[[Claim], None],
+        on_cancel: Callable[[Claim], None],
+    ) -> None:
+        self._settings = settings
+        self._held = held
+        self._on_lost = on_lost
+        self._on_cancel = on_cancel
+        self._url = url
+        self._worker_loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="outbox-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end; it does within a second, or is left behind."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        asyncio.run(self._beat())
+
+    async def _beat(self) -> None:
+        # A beat and its longest wait must fit into the lease twice.
+        self._link = Link(self._url, self._settings, "outbox heartbeat", timeout=self._settings.lease / 6)
+        now, beat = time.monotonic(), self._settings.beat
+        duties = [
+            _Duty(beat, self._renew, now + beat),
+            _Duty(min(TELL, beat), self._tell, now + min(TELL, beat)),
+            _Duty(beat, self._rescue, now + beat * random.random()),
+            _Duty(KEEP_PARTITIONS, self._keep_partitions, now + random.random()),
+        ]
+        while not self._stopped.is_set():
+            now = time.monotonic()
+            try:
+                for duty in duties:
+                    if duty.due <= now:
+                        await duty.perform()
+                        duty.due = now + duty.every
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+                await self._link.pause(exc)
+                continue
+            await asyncio.sleep(max(0.01, min(0.25, min(duty.due for duty in duties) - time.monotonic())))
+        await self._link.close()
+
+    async def _renew(self) -> None:
+        claims = list(self._held.values())
+        if not claims:
+            return
+        rows = await self._link.fetch(
+            sql.RENEW, [claim.id for claim in claims], [claim.fence for claim in claims], self._settings.lease
+        )
+        for row in rows:
+            claim = claims[row["n"] - 1]
+            if not row["ours"]:
+                self._tell_worker(self._on_lost, claim)
+            elif row["cancelled"]:
+                self._tell_worker(self._on_cancel, claim)
+
+    async def _tell(self) -> None:
+        claims = list(self._held.values())
+        news = [claim for claim in claims if claim.progress is not claim.progress_told]
+        if news:
+            said = [claim.progress for claim in news]
+            await self._link.fetch(sql.PROGRESS, [claim.id for claim in news], [claim.fence for claim in news], said)
+            for claim, progress in zip(news, said, strict=True):
+                claim.progress_told = progress
+        if claims:
+            by_id = {claim.id: claim for claim in claims}
+            for row in await self._link.fetch(sql.CANCELS, list(by_id)):
+                self._tell_worker(self._on_cancel, by_id[row["id"]])
+
+    async def _rescue(self) -> None:
+        await maintenance.rescue(self._link)
+
+    async def _keep_partitions(self) -> None:
+        await maintenance.keep_partitions(self._link, self._settings.retention_days)
+
+    def _tell_worker(self, tell: Callable[[Claim], None], claim: Claim) -> None:
+        try:
+            self._worker_loop.call_soon_threadsafe(tell, claim)
+        except RuntimeError as exc:  # the worker's loop is closed: nobody is left to be told
+            events.emit(events.DEBUG, "heartbeat_alone", error=exc)

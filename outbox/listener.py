@@ -1,0 +1,39 @@
+"""Hears the hints that new jobs are there. Losing the connection, or every hint, only costs a polling pause."""
+
+import asyncio
+from collections.abc import Callable, Container
+
+import asyncpg
+
+from outbox.connection import Link
+from outbox.settings import WorkerSettings
+from outbox.wakeup import CHANNEL
+
+PING = 15.0
+"""Seconds between two looks whether the connection is still there; a silent one may long be dead."""
+
+
+async def listen(url: str, settings: WorkerSettings, queues: Container[str], wake: Callable[[], None]) -> None:
+    """Call ``wake`` whenever one of the queues is named, until cancelled."""
+    link = Link(url, settings, "outbox listener")
+
+    def heard(_connection: object, _pid: int, _channel: str, queue: object) -> None:
+        if queue in queues:
+            wake()
+
+    listening: asyncpg.Connection | None = None
+    try:
+        while True:
+            try:
+                connection = await link.connection()
+                if connection is not listening:
+                    await connection.add_listener(CHANNEL, heard)
+                    listening = connection
+                    wake()  # whatever was said while nobody listened
+                await link.fetch("select 1")
+                await asyncio.sleep(PING)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+                link.drop()
+                await link.pause(exc)
+    finally:
+        link.drop()

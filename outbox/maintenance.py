@@ -1,0 +1,73 @@
+"""What any worker does for all: rescue the jobs of dead workers, and keep the partitions of finished jobs.
+
+Each is one idempotent call; any number of workers may make it at the same time.
+"""
+
+import asyncpg
+
+from outbox import events, sql
+from outbox.connection import Link
+from outbox.job import MAX_LOST, State
+
+RESCUE_BATCH = 500
+DAYS_AHEAD = 3
+
+_MISSING_DAYS = """
+select day::date as day
+from generate_series((now() at time zone 'UTC')::date, (now() at time zone 'UTC')::date + $1::integer, '1 day') day
+where to_regclass('outbox.' || outbox.partition_name(day::date)) is null
+"""
+
+_OLD_PARTITIONS = """
+select child.relname as name
+from pg_inherits join pg_class child on child.oid = inhrelid
+where inhparent = 'outbox.finished_job'::regclass and child.relname ~ '^finished_job_[0-9]{8}$'
+  and to_date(right(child.relname, 8), 'YYYYMMDD') < (now() at time zone 'UTC')::date - $1::integer
+"""
+
+_PRUNE_DEFAULT = """
+delete from outbox.finished_job_default
+where ctid = any (array(
+    select ctid from outbox.finished_job_default where finished_at < now() - make_interval(days => $1) limit 1000
+))
+"""
+
+
+async def rescue(link: Link) -> int:
+    """Give the jobs whose lease is over back to all workers, or end those that are poison; how many there were."""
+    total = 0
+    while True:
+        rows = await link.fetch(sql.RESCUE, MAX_LOST, RESCUE_BATCH)
+        counts: dict[str, int] = {row["next"]: row["count"] for row in rows}
+        found = sum(counts.values())
+        if found:
+            events.emit(events.WARNING, "jobs_rescued", count=found, failed=counts.get(State.FAILED, 0))
+        total += found
+        if found < RESCUE_BATCH:
+            return total
+
+
+async def keep_partitions(link: Link, retention_days: int) -> None:
+    """Make the partitions of the coming days and drop those past retention.
+
+    Both need a lock that no settle may wait for: it is asked for briefly, and asked for again the next time.
+    """
+    days = [row["day"] for row in await link.fetch(_MISSING_DAYS, DAYS_AHEAD)]
+    old = [row["name"] for row in await link.fetch(_OLD_PARTITIONS, retention_days)]
+    for day in days:
+        await _briefly(link, "select outbox.add_partition($1)", day)
+    for name in old:
+        await _briefly(link, f'drop table if exists outbox."{name}"')
+    if days or old:
+        events.emit(events.INFO, "partitions_changed", created=len(days), dropped=len(old))
+    await link.fetch(_PRUNE_DEFAULT, retention_days)
+
+
+async def _briefly(link: Link, statement: str, *args: object) -> None:
+    connection = await link.connection()
+    try:
+        async with connection.transaction():
+            await connection.execute("set local lock_timeout = '100ms'")
+            await connection.execute(statement, *args)
+    except asyncpg.LockNotAvailableError:
+        events.emit(events.DEBUG, "partition_busy", statement=statement)

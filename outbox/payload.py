@@ -1,0 +1,219 @@
+"""JSON in and out of a job, within what both Postgres and every reader can hold.
+
+Arguments are refused, with the path to the offending value: the caller is still there to mend them. Results and error
+texts are made safe: the work is done, and its transition must never be lost.
+
+The limits exist because jsonb refuses NUL, lone surrogates and NaN, and because it holds numbers and depths at which
+Python's and JavaScript's parsers fail, so that one such row would poison whoever reads it.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pydantic_core
+from pydantic import BaseModel, TypeAdapter
+
+from outbox.errors import PayloadInvalid, ResultNotStored
+from outbox.outcome import Error
+
+MAX_PAYLOAD = 1_000_000
+MAX_RESULT = 256_000
+MAX_MESSAGE = 8_000
+MAX_TRACEBACK = 64_000
+"""Sizes in bytes of UTF-8."""
+
+MAX_DEPTH = 64
+MAX_INTEGER = 2**63 - 1
+MIN_INTEGER = -(2**63)
+
+# A cheap look at the bytes clears almost every value; only a suspect one is walked.
+_SUSPECT = re.compile(rb"\\u0000|\\u[dD][89a-fA-F]|NaN|Infinity|[0-9]{19}")
+
+
+def encode_arguments(task: str, adapter: TypeAdapter[Any], arguments: dict[str, Any]) -> str:
+    """A job's arguments as JSON text.
+
+    :raises PayloadInvalid: with the path of the value that cannot be stored.
+    """
+    # First, because Pydantic writes a NaN inside a model as null, silently.
+    for path in _not_finite(arguments, "$"):
+        raise PayloadInvalid(task, path, "is NaN or infinite, which JSON cannot hold")
+    try:
+        raw = adapter.dump_json(arguments)
+    except (ValueError, RecursionError) as exc:
+        # Pydantic does not say where; the walk does.
+        for path, reason in _offences(pydantic_core.to_jsonable_python(arguments, fallback=str), "$", 1):
+            raise PayloadInvalid(task, path, reason) from exc
+        raise PayloadInvalid(task, "$", f"cannot be written as JSON: {safe_text(str(exc), 500)}") from exc
+    if len(raw) > MAX_PAYLOAD:
+        limit = f"is {len(raw):,} bytes of JSON, the limit is {MAX_PAYLOAD:,}: store it and pass its id"
+        raise PayloadInvalid(task, "$", limit)
+    if _is_suspect(raw):
+        for path, reason in _offences(json.loads(raw), "$", 1):
+            raise PayloadInvalid(task, path, reason)
+    return raw.decode()
+
+
+def decode_arguments(task: str, raw: str) -> dict[str, Any]:
+    """The stored arguments as Python values, for readers that have no task at hand.
+
+    :raises PayloadInvalid: if the row, written by somebody else, is beyond the limits.
+    """
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise PayloadInvalid(task, "$", f"the stored payload cannot be decoded: {exc}") from exc
+    if not isinstance(value, dict):
+        raise PayloadInvalid(task, "$", f"the stored payload is no object but {type(value).__name__}")
+    return value
+
+
+def encode_result(adapter: TypeAdapter[Any] | None, value: Any) -> tuple[str | None, Error | None]:
+    """A handler's return value as JSON text, made safe; and what could not be stored, as an error, if anything.
+
+    The job has succeeded whatever stands here, so this never raises.
+    """
+    if value is None:
+        return None, None
+    try:
+        try:
+            raw = adapter.dump_json(value, warnings="none") if adapter else _dump(value)
+        except (ValueError, RecursionError, TypeError):
+            raw = _dump(_safe(pydantic_core.to_jsonable_python(value), 1))
+        if _is_suspect(raw):
+            raw = _dump(_safe(json.loads(raw), 1))
+    except Exception as exc:  # noqa: BLE001 - anything may happen in a value's own serializer
+        return None, describe(
+            ResultNotStored(f"the result, {type(value).__name__}, cannot be written as JSON: {_text(exc)}")
+        )
+    if len(raw) > MAX_RESULT:
+        size = f"the result is {len(raw):,} bytes of JSON, the limit is {MAX_RESULT:,}: store it and return its address"
+        return None, describe(ResultNotStored(size))
+    return raw.decode(), None
+
+
+def encode_progress(done: int, total: int | None, message: str | None) -> str:
+    """Progress as JSON text, made safe."""
+    shown = {
+        "done": max(0, min(int(done), MAX_INTEGER)),
+        "total": None if total is None else max(0, min(int(total), MAX_INTEGER)),
+        "message": None if message is None else safe_text(message, 500),
+    }
+    return json.dumps(shown, ensure_ascii=False)
+
+
+def describe(exception: BaseException) -> Error:
+    """An exception as text that can be stored whatever it contains; locals are never shown."""
+    kind = type(exception)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        lines = traceback.format_exception(exception) if exception.__traceback__ else []
+    except Exception:  # noqa: BLE001 - the exception's own code runs here
+        lines = ["the traceback itself could not be written\n"]
+    return Error(
+        safe_text(name, 500), safe_text(_text(exception), MAX_MESSAGE), safe_text("".join(lines), MAX_TRACEBACK)
+    )
+
+
+def safe_text(text: str, limit: int) -> str:
+    """The text without NUL and lone surrogates, cut to ``limit`` bytes of UTF-8 with a mark where it was cut."""
+    # The end of a traceback says more than its middle, and a huge text is cut before it is copied.
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n… {len(text) - limit:,} characters left out …\n{text[-(limit // 2) :]}"
+    text = text.encode(errors="replace").decode().replace("\0", "\ufffd")
+    raw = text.encode()
+    return text if len(raw) <= limit + 100 else raw[:limit].decode(errors="ignore") + " …"
+
+
+def _text(exception: BaseException) -> str:
+    try:
+        return str(exception)
+    except Exception as exc:  # noqa: BLE001 - the same
+        return f"<the message could not be read: {type(exc).__name__}>"
+
+
+def _dump(value: Any) -> bytes:
+    return pydantic_core.to_json(value, inf_nan_mode="strings", serialize_unknown=False)
+
+
+def _is_suspect(raw: bytes) -> bool:
+    return _SUSPECT.search(raw) is not None or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
+
+
+def _not_finite(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield path
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _not_finite(each, _child(path, key))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, each in enumerate(value):
+            yield from _not_finite(each, f"{path}[{index}]")
+    elif isinstance(value, BaseModel):
+        yield from _not_finite(value.__dict__, path)
+    elif dataclasses.is_dataclass(value):
+        yield from _not_finite(vars(value) if hasattr(value, "__dict__") else {}, path)
+
+
+def _offences(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict | list):
+        if depth > MAX_DEPTH:
+            yield path, f"is nested deeper than {MAX_DEPTH} levels"
+            return
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            below = _child(path, key) if isinstance(key, str) else f"{path}[{key}]"
+            yield from _offences(key, below, depth + 1)
+            yield from _offences(each, below, depth + 1)
+    elif (reason := _offence(value)) is not None:
+        yield path, reason
+
+
+def _offence(value: Any) -> str | None:
+    match value:
+        case str() if "\0" in value:
+            return "contains a NUL character, which Postgres cannot store"
+        case str() if not value.isascii() and _has_surrogate(value):
+            return "contains a lone surrogate, which is no Unicode text"
+        case int() if not MIN_INTEGER <= value <= MAX_INTEGER:
+            return "is an integer beyond 64 bit, which other readers of JSON cannot hold: pass it as a string"
+        case float() if not math.isfinite(value):
+            return "is NaN or infinite, which JSON cannot hold"
+    return None
+
+
+def _safe(value: Any, depth: int) -> Any:
+    match value:
+        case bool() | None:
+            return value
+        case str():
+            return safe_text(value, MAX_RESULT)
+        case int():
+            return value if MIN_INTEGER <= value <= MAX_INTEGER else str(value)
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case list() | dict() if depth > MAX_DEPTH:
+            return f"… nested deeper than {MAX_DEPTH} levels …"
+        case list():
+            return [_safe(each, depth + 1) for each in value]
+        case dict():
+            return {safe_text(str(key), MAX_MESSAGE): _safe(each, depth + 1) for key, each in value.items()}
+    return value
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _child(path: str, key: Any) -> str:
+    name = safe_text(str(key), 100)
+    return f"{path}.{name}" if name.isidentifier() else f"{path}[{json.dumps(name)}]"

@@ -1,0 +1,79 @@
+"""Outcomes on their way into the database: written in batches that form by themselves while the last one is written."""
+
+import asyncio
+from collections import deque
+
+import asyncpg
+
+from outbox import claim as claims
+from outbox import events
+from outbox.claim import Settlement
+from outbox.connection import Link, is_lost
+from outbox.context import Claim
+from outbox.outcome import Outcome
+
+BATCH = 1000
+
+
+class Settler:
+    """Writes outcomes at once when idle, and everything that has come meanwhile when not; it never waits for company.
+
+    A lost database is waited out; the outcomes stay here. The fence decides whether they still count.
+
+    :param held: every claim of this worker by its job's id; what has been settled is taken out of it.
+    """
+
+    def __init__(self, link: Link, held: dict[object, Claim]) -> None:
+        self._link = link
+        self._held = held
+        self._outcomes: deque[Settlement] = deque()
+        self._ready = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    def put(self, claim: Claim, outcome: Outcome) -> None:
+        """Take over an outcome; it is written soon."""
+        self._outcomes.append((claim, outcome))
+        self._ready.set()
+        self._empty.clear()
+
+    async def emptied(self) -> None:
+        """Return once everything put so far has been written."""
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        """Write outcomes until cancelled."""
+        while True:
+            await self._ready.wait()
+            batch = [self._outcomes.popleft() for _ in range(min(BATCH, len(self._outcomes)))]
+            if not self._outcomes:
+                self._ready.clear()
+            if batch:
+                await self._write(batch)
+            if not self._outcomes:
+                self._empty.set()
+
+    async def _write(self, batch: list[Settlement]) -> None:
+        for claim in await self._settled(batch):
+            events.emit(events.WARNING, "lease_lost", job_id=claim.id, task=claim.task, fence=claim.fence)
+        for claim, _ in batch:
+            if self._held.get(claim.id) is claim:
+                del self._held[claim.id]
+
+    async def _settled(self, batch: list[Settlement]) -> list[Claim]:
+        write = claims.settle
+        while True:
+            try:
+                return await write(self._link, batch)
+            except asyncpg.PostgresError as exc:
+                if is_lost(exc):
+                    await self._link.pause(exc)
+                elif write is claims.settle:
+                    write = claims.settle_one_by_one  # one outcome is bad: the others must not suffer for it
+                else:
+                    await self._link.pause(exc)
+            except (OSError, TimeoutError, asyncpg.InterfaceError) as exc:
+                await self._link.pause(exc)

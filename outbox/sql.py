@@ -1,0 +1,229 @@
+"""Every statement of the hot path, in the order of a job's life, so that it can be reviewed in one sitting.
+
+ENQUEUE and the two moves that people make run in the caller's transaction and are written for any driver (``:name``).
+The worker's statements run on asyncpg (``$1``), each a transaction of its own that changes many jobs in one round trip.
+
+Habits that keep them right:
+
+* States are literals. With ``state = $1`` a generic plan cannot use the partial index.
+* Every write about an attempt names its ``fence``. No row means that the lease is lost.
+* A statement that settles says ``state <> 'pending'``, which in ``live_job`` is to say running, and no planner can
+  prove it: it must find its rows by primary key, never over an index meant for others.
+* Whatever locks rows of others says SKIP LOCKED, so that nothing but a settle ever waits for a row, and no two
+  statements can wait for each other.
+* Leases are reckoned by ``clock_timestamp()``; ``now()`` stands where an index bound is read, since a volatile function
+  cannot be one.
+"""
+
+# (nothing) → pending.
+# Any number of jobs in one statement. Arrays travel as text, so that every driver can send them.
+ENQUEUE = """
+insert into outbox.live_job (id, task, queue, payload, priority, run_at, max_attempts, tags)
+select id, task, queue, payload::jsonb, priority,
+       coalesce(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb
+from unnest(
+    cast(:id as uuid[]), cast(:task as text[]), cast(:queue as text[]), cast(:payload as text[]),
+    cast(:priority as smallint[]), cast(:run_at as timestamptz[]), cast(:delay as double precision[]),
+    cast(:max_attempts as smallint[]), cast(:tags as text[])
+) as job (id, task, queue, payload, priority, run_at, delay, max_attempts, tags)
+"""
+
+# pending → running.   Guard: state, queue, task, run_at.   Index: live_job_claim.
+#
+# For each queue with free slots ($1, $2), for each priority from the highest down ($3), take the jobs that are due in
+# the order of the index and lock them; a row that another worker has locked is passed over. Probing one priority after
+# the other keeps a bound on run_at in every probe: jobs scheduled for later are never read, however many there are.
+# Both limits are lazy: a lower priority is only probed while slots are left, so nothing is locked that is not taken.
+#
+# The CTE is MATERIALIZED on purpose. Written as ``where id in (select .. limit n for update skip locked)`` the planner
+# may run the subquery more than once, and then claims more than n (34 for a limit of 2 have been seen).
+#
+# The fence grows here and nowhere else. Only tasks that this worker knows ($4) are claimed; the others wait for one
+# that does.
+CLAIM = """
+with taken as materialized (
+    select candidate.id
+    from unnest($1::text[], $2::integer[]) as wanted (queue, slots)
+    cross join lateral (
+        select due.id
+        from unnest($3::smallint[]) as level (priority)
+        cross join lateral (
+            select live.id
+            from outbox.live_job live
+            where live.state = 'pending' and live.queue = wanted.queue and live.priority = level.priority
+              and live.run_at <= now() and live.task = any ($4::text[])
+            order by live.run_at, live.id
+            limit wanted.slots
+            for update skip locked
+        ) due
+        limit wanted.slots
+    ) candidate
+)
+update outbox.live_job live
+set state = 'running', fence = fence + 1, worker_id = $5, started_at = clock_timestamp(),
+    lease_until = clock_timestamp() + make_interval(secs => $6)
+from taken
+where live.id = taken.id
+returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
+          live.max_attempts, live.fence, live.created_at
+"""
+
+# running → running.   Guard: fence.   Index: primary key.
+# Answers for every claim asked about: is it still ours, and has a person asked to cancel it? A row that is locked just
+# now is being settled and needs no renewal.
+RENEW = """
+with held as (
+    select * from unnest($1::uuid[], $2::bigint[]) with ordinality as held (id, fence, n)
+), locked as materialized (
+    select live.id
+    from held join outbox.live_job live on live.id = held.id
+    where live.fence = held.fence and live.state <> 'pending'
+    for update of live skip locked
+), renewed as (
+    update outbox.live_job live
+    set lease_until = clock_timestamp() + make_interval(secs => $3)
+    from locked
+    where live.id = locked.id
+)
+select held.n, coalesce(live.fence = held.fence and live.state <> 'pending', false) as ours,
+       live.cancel_requested_at is not null as cancelled
+from held left join outbox.live_job live on live.id = held.id
+"""
+
+# running → running.   Guard: fence.   Index: primary key.
+PROGRESS = """
+with said as (
+    select * from unnest($1::uuid[], $2::bigint[], $3::text[]) as said (id, fence, progress)
+), locked as materialized (
+    select live.id, said.progress
+    from said join outbox.live_job live on live.id = said.id
+    where live.fence = said.fence and live.state <> 'pending'
+    for update of live skip locked
+)
+update outbox.live_job live set progress = locked.progress::jsonb
+from locked
+where live.id = locked.id
+"""
+
+# Which of the claims that run here a person has asked to cancel. Index: primary key.
+CANCELS = """
+select live.id from outbox.live_job live
+where live.id = any ($1::uuid[]) and live.cancel_requested_at is not null
+"""
+
+# running → succeeded | failed | cancelled.   Guard: fence.   Index: primary key.
+# The row moves to the table of finished jobs in the same statement. Answers the position of each job that was settled.
+FINISH = """
+with ended as (
+    delete from outbox.live_job live
+    using unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[]) with ordinality
+        as outcome (id, fence, state, result, error, progress, n)
+    where live.id = outcome.id and live.fence = outcome.fence and live.state <> 'pending'
+    returning live.*, outcome.n, outcome.state as final, outcome.result, outcome.error, outcome.progress as said
+), moved as (
+    insert into outbox.finished_job (
+        id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id, created_at,
+        started_at, cancel_requested_at, progress, errors, tags, result
+    )
+    select id, task, queue, final, priority, run_at, payload, attempt + 1, max_attempts, lost, fence, worker_id,
+           created_at, started_at, cancel_requested_at, coalesce(said::jsonb, progress),
+           case when error is null then errors else outbox.append_error(errors, error::jsonb || jsonb_build_object(
+               'attempt', attempt + 1, 'fence', fence, 'at', clock_timestamp(), 'worker_id', worker_id)) end,
+           tags, result::jsonb
+    from ended
+)
+select n from ended
+"""
+
+# running → pending: retry, snooze, release.   Guard: fence; nobody has asked to cancel.   Index: primary key.
+# A job that a person has cancelled meanwhile is left as it is: the caller then finishes it as cancelled.
+POSTPONE = """
+update outbox.live_job live
+set state = 'pending', lease_until = null, run_at = clock_timestamp() + make_interval(secs => outcome.delay),
+    attempt = live.attempt + outcome.charged,
+    progress = coalesce(outcome.progress::jsonb, live.progress),
+    errors = case when outcome.error is null then live.errors
+        else outbox.append_error(live.errors, outcome.error::jsonb || jsonb_build_object(
+            'attempt', live.attempt + 1, 'fence', live.fence, 'at', clock_timestamp(), 'worker_id', live.worker_id)) end
+from unnest($1::uuid[], $2::bigint[], $3::double precision[], $4::smallint[], $5::text[], $6::text[]) with ordinality
+    as outcome (id, fence, delay, charged, error, progress, n)
+where live.id = outcome.id and live.fence = outcome.fence and live.state <> 'pending'
+  and live.cancel_requested_at is null
+returning outcome.n
+"""
+
+# running → pending | failed | cancelled, by any worker, when a lease is over.   Index: live_job_lease_until.
+# A dead worker is not the job's fault: no attempt is charged. But a job that has lost $1 workers is poison and fails.
+# $2: how many at most, in the order of their leases, so that no row can hide behind others for ever.
+RESCUE = """
+with expired as materialized (
+    select live.id,
+           case when live.cancel_requested_at is not null then 'cancelled'
+                when live.lost + 1 >= $1 then 'failed' else 'pending' end as next,
+           jsonb_build_object('type', 'outbox.WorkerLost', 'attempt', live.attempt + 1, 'fence', live.fence,
+               'at', clock_timestamp(), 'worker_id', live.worker_id, 'traceback', '',
+               'message', 'the worker died, or was cut off, while it ran this job') as error
+    from outbox.live_job live
+    where live.lease_until < now()
+    order by live.lease_until
+    limit $2
+    for update skip locked
+), returned as (
+    update outbox.live_job live
+    set state = 'pending', lease_until = null, run_at = clock_timestamp(), lost = live.lost + 1,
+        errors = outbox.append_error(live.errors, expired.error)
+    from expired
+    where live.id = expired.id and expired.next = 'pending'
+), ended as (
+    delete from outbox.live_job live
+    using expired
+    where live.id = expired.id and expired.next <> 'pending'
+    returning live.*, expired.next, expired.error
+), moved as (
+    insert into outbox.finished_job (
+        id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id, created_at,
+        started_at, cancel_requested_at, progress, errors, tags
+    )
+    select id, task, queue, next, priority, run_at, payload, attempt, max_attempts, lost + 1, fence, worker_id,
+           created_at, started_at, cancel_requested_at, progress, outbox.append_error(errors, error), tags
+    from ended
+)
+select next, count(*)::integer as count from expired group by next
+"""
+
+# What a person may do. First the row is locked, then its state is known and nobody can change it.
+LOCK_LIVE = "select state from outbox.live_job where id = :id for update"
+LOCK_FINISHED = "select state from outbox.finished_job where id = :id for update"
+
+# pending → cancelled.   Guard: the caller holds the row's lock.
+CANCEL = """
+with ended as (
+    delete from outbox.live_job where id = :id and state = 'pending' returning *
+)
+insert into outbox.finished_job (
+    id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id, created_at,
+    started_at, cancel_requested_at, progress, errors, tags
+)
+select id, task, queue, 'cancelled', priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
+       created_at, started_at, clock_timestamp(), progress, errors, tags
+from ended
+"""
+
+# running → running: a request, which the next heartbeat carries to the worker.
+REQUEST_CANCEL = """
+update outbox.live_job set cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
+where id = :id and state = 'running'
+"""
+
+# failed | cancelled → pending, with all its attempts before it again.   Guard: the caller holds the row's lock.
+# The fence and the errors stay: a claim's number is never used twice, and history is kept.
+REQUEUE = """
+with revived as (
+    delete from outbox.finished_job where id = :id and state in ('failed', 'cancelled') returning *
+)
+insert into outbox.live_job (
+    id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags
+)
+select id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags
+from revived
+"""

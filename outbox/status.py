@@ -1,0 +1,89 @@
+"""Answer questions about jobs: one, or a page of them. Reads only, through the view ``outbox.job``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from outbox.job import Job, State
+from outbox.table import job
+
+MAX_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs; each field that is not empty narrows, and within a field any value will do.
+
+    :param created_after: from this aware datetime on.
+    :param created_before: before this aware datetime.
+    """
+
+    states: Sequence[State] = ()
+    queues: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    tags: Sequence[str] = ()
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs, newest first, and where the next page starts: pass ``next`` as ``before``; None at the end."""
+
+    jobs: list[Job]
+    next: UUID | None
+
+
+async def get(connection: AsyncSession | AsyncConnection, id: UUID) -> Job | None:
+    """The job, or None if there is none (any more)."""
+    row = (await connection.execute(select(job).where(job.c.id == id))).mappings().first()
+    return None if row is None else as_job(row)
+
+
+async def page(
+    connection: AsyncSession | AsyncConnection, wanted: JobFilter, *, limit: int = 50, before: UUID | None = None
+) -> Page:
+    """Jobs by filter, newest first by the time in their ids; no totals, which no queue can count cheaply.
+
+    :param limit: 1 to 200.
+    :param before: the ``next`` of the page before this one.
+    """
+    limit = max(1, min(limit, MAX_PAGE))
+    statement = select(job).where(*_conditions(wanted)).order_by(job.c.id.desc()).limit(limit + 1)
+    jobs = [as_job(row) for row in (await connection.execute(_before(statement, before))).mappings()]
+    return Page(jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None)
+
+
+def as_job(row: Mapping[Any, Any]) -> Job:
+    """A job from a row of the view."""
+    values = {field: row[field] for field in Job.__dataclass_fields__}
+    values["state"] = State(values["state"])
+    values["errors"] = values["errors"] or []
+    values["tags"] = values["tags"] or []
+    return Job(**values)
+
+
+def _before(statement: Select[Any], id: UUID | None) -> Select[Any]:
+    return statement if id is None else statement.where(job.c.id < id)
+
+
+def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.states:
+        conditions.append(job.c.state.in_([state.value for state in wanted.states]))
+    if wanted.queues:
+        conditions.append(job.c.queue.in_(wanted.queues))
+    if wanted.tasks:
+        conditions.append(job.c.task.in_(wanted.tasks))
+    if wanted.tags:
+        conditions.append(or_(*(job.c.tags.contains([tag]) for tag in wanted.tags)))
+    if wanted.created_after is not None:
+        conditions.append(job.c.created_at >= wanted.created_after)
+    if wanted.created_before is not None:
+        conditions.append(job.c.created_at < wanted.created_before)
+    return conditions

@@ -1,0 +1,59 @@
+"""The tables as SQLAlchemy sees them: for reading, and for a host's ``target_metadata``.
+
+The DDL itself is in ``schema``; a test compares the two.
+"""
+
+from sqlalchemy import BigInteger, Column, DateTime, Index, MetaData, SmallInteger, Table, Text, column, table, text
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.sql.expression import TableClause
+
+SCHEMA = "outbox"
+
+metadata = MetaData(schema=SCHEMA)
+
+
+def _job_columns() -> list[Column[object]]:
+    clock = text("clock_timestamp()")
+    return [
+        Column("task", Text, nullable=False),
+        Column("queue", Text, nullable=False, server_default=text("'default'")),
+        Column("state", Text, nullable=False, server_default=text("'pending'")),
+        Column("priority", SmallInteger, nullable=False, server_default=text("1")),
+        Column("run_at", DateTime(timezone=True), nullable=False, server_default=clock),
+        Column("payload", JSONB, nullable=False, server_default=text("'{}'")),
+        Column("attempt", SmallInteger, nullable=False, server_default=text("0")),
+        Column("max_attempts", SmallInteger),
+        Column("lost", SmallInteger, nullable=False, server_default=text("0")),
+        Column("fence", BigInteger, nullable=False, server_default=text("0")),
+        Column("worker_id", UUID),
+        Column("lease_until", DateTime(timezone=True)),
+        Column("created_at", DateTime(timezone=True), nullable=False, server_default=clock),
+        Column("started_at", DateTime(timezone=True)),
+        Column("cancel_requested_at", DateTime(timezone=True)),
+        Column("progress", JSONB),
+        Column("errors", JSONB),
+        Column("tags", JSONB),
+    ]
+
+
+live_job = Table(
+    "live_job",
+    metadata,
+    Column("id", UUID, primary_key=True, server_default=text("outbox.uuid7()")),
+    *_job_columns(),
+    Index("live_job_claim", "queue", "priority", "run_at", "id", postgresql_where=text("state = 'pending'")),
+    Index("live_job_lease_until", "lease_until", postgresql_where=text("lease_until is not null")),
+)
+
+finished_job = Table(
+    "finished_job",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    *_job_columns(),
+    Column("result", JSONB),
+    Column("finished_at", DateTime(timezone=True), primary_key=True, server_default=text("now()")),
+    postgresql_partition_by="range (finished_at)",
+)
+
+job: TableClause = table("job", *(column(each.name, each.type) for each in finished_job.columns), schema=SCHEMA)
+"""The view over both."""
