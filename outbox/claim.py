@@ -11,7 +11,7 @@ from outbox.connection import Link, is_lost
 from outbox.context import Claim
 from outbox.enqueue import PRIORITIES
 from outbox.errors import ResultNotStored
-from outbox.job import State
+from outbox.job import MAX_LOST, State
 from outbox.outcome import Error, Finished, Outcome, Postponed
 
 Settlement = tuple[Claim, Outcome]
@@ -32,19 +32,20 @@ async def take(
     )
     claims = [
         Claim(
-            id,
-            task,
-            queue,
-            priority,
-            run_at,
-            payload,
-            attempt + 1,
-            max_attempts or tasks[task],
-            fence,
-            created_at,
-            worker_id,
+            id=row["id"],
+            task=row["task"],
+            queue=row["queue"],
+            priority=row["priority"],
+            run_at=row["run_at"],
+            payload=row["payload"],
+            attempt=row["attempt"] + 1,
+            max_attempts=row["max_attempts"] or tasks[row["task"]],
+            fence=row["fence"],
+            created_at=row["created_at"],
+            worker_id=worker_id,
+            is_suspect=row["lost"] >= MAX_LOST - 1,
         )
-        for id, task, queue, priority, run_at, payload, attempt, max_attempts, fence, created_at in rows
+        for row in rows
     ]
     claims.sort(key=_order)
     return claims

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -74,13 +76,17 @@ def worker(
             retention_days=retention_days,
             wake_up=wake_up,
         )
-        all_ended = _run(_serve(Worker(load(target), database_url, settings)))
+        code = 0 if _run(_serve(Worker(load(target), database_url, settings))) else EXIT_FORCED
     except OutboxError as exc:
-        _fail(str(exc))
+        typer.secho(f"outbox: {exc}", err=True, fg=typer.colors.RED)
+        code = EXIT_CONFIG
+    except Exception:
+        logging.getLogger("outbox").exception("worker_crashed")
+        code = 1
     logging.shutdown()
     sys.stdout.flush()
     # Not sys.exit: that would wait for threads, and a handler left behind in one may never end.
-    os._exit(0 if all_ended else EXIT_FORCED)
+    os._exit(code)
 
 
 @app.command()
@@ -119,9 +125,28 @@ def main() -> None:
 
 async def _serve(worker: Worker) -> bool:
     loop = asyncio.get_running_loop()
+
+    # Not loop.add_signal_handler: a handler that blocks the event loop must not keep the process from leaving.
+    def stop(_number: int, _frame: object) -> None:
+        loop.call_soon_threadsafe(worker.stop)
+        if watchdog.is_alive():
+            hurry.set()
+        else:
+            watchdog.start()
+
+    hurry = threading.Event()
+    watchdog = threading.Thread(target=_leave_after, args=(worker, hurry), name="outbox-watchdog", daemon=True)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, worker.stop)
+        signal.signal(number, stop)
     return await worker.run()
+
+
+def _leave_after(worker: Worker, hurry: threading.Event) -> None:
+    # A second more than the worker itself needs: it leaves by itself unless its event loop is blocked.
+    if hurry.wait(worker.grace + worker.farewell + 1):
+        time.sleep(worker.farewell + 1)
+    worker.abandon()
+    os._exit(EXIT_FORCED)
 
 
 def _run(serving: Any) -> bool:

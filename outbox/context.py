@@ -21,6 +21,7 @@ class Stop(Enum):
 class Claim:
     """A job that this worker may run, as long as its lease is good and its fence is the row's.
 
+    A suspect has lost so many workers that it runs alone: if it loses one more, it was the job that killed it.
     ``progress`` and ``stop`` change while it runs: the handler writes the one, the worker the other.
     """
 
@@ -35,6 +36,7 @@ class Claim:
     fence: int
     created_at: datetime
     worker_id: UUID
+    is_suspect: bool = False
     progress: str | None = None
     progress_told: str | None = None
     stop: Stop | None = None

@@ -8,12 +8,14 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
+from outbox import claim as claims
 from outbox import events, maintenance, sql
+from outbox.claim import Settlement
 from outbox.connection import Link
 from outbox.context import Claim
 from outbox.settings import WorkerSettings
@@ -22,6 +24,9 @@ TELL = 1.0
 """Seconds between two looks at progress and cancel requests."""
 
 KEEP_PARTITIONS = 600.0
+
+LAST_WORDS = 5.0
+"""Seconds at most to hand jobs back when the worker has to be left."""
 
 
 @dataclass(slots=True)
@@ -57,6 +62,7 @@ class Heartbeat:
         self._url = url
         self._worker_loop = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._rescue_from = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox-heartbeat", daemon=True)
 
@@ -67,6 +73,21 @@ class Heartbeat:
     def stop(self) -> None:
         """Ask the thread to end; it does within a second, or is left behind."""
         self._stopped.set()
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Settle from any thread, in place of a worker whose event loop is blocked. The heartbeat ends with it."""
+        self._stopped.set()
+        self._thread.join(self._settings.lease / 3)
+        try:
+            asyncio.run(asyncio.wait_for(self._settle(settlements), LAST_WORDS))
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+            # The leases run out; another worker rescues the jobs then.
+            events.emit(events.ERROR, "database_lost", link="outbox heartbeat", error=exc)
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> None:
+        link = Link(self._url, self._settings, "outbox heartbeat")
+        await claims.settle_one_by_one(link, settlements)
+        await link.close()
 
     def _run(self) -> None:
         asyncio.run(self._beat())
@@ -88,7 +109,9 @@ class Heartbeat:
                     if duty.due <= now:
                         await duty.perform()
                         duty.due = now + duty.every
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+            except Exception as exc:  # noqa: BLE001 - a heartbeat that stops for any reason is a worker that dies
+                # Others may have lost the database too: they get a lease's time to renew before they count as dead.
+                self._rescue_from = time.monotonic() + self._settings.lease
                 await self._link.pause(exc)
                 continue
             await asyncio.sleep(max(0.01, min(0.25, min(duty.due for duty in duties) - time.monotonic())))
@@ -122,6 +145,8 @@ class Heartbeat:
                 self._tell_worker(self._on_cancel, by_id[row["id"]])
 
     async def _rescue(self) -> None:
+        if time.monotonic() < self._rescue_from:
+            return
         await maintenance.rescue(self._link)
 
     async def _keep_partitions(self) -> None:

@@ -40,6 +40,14 @@ class Settler:
         self._ready.set()
         self._empty.clear()
 
+    def waiting(self) -> list[Settlement]:
+        """What has not been taken up for writing yet."""
+        return list(self._outcomes)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._link.close()
+
     async def emptied(self) -> None:
         """Return once everything put so far has been written."""
         await self._empty.wait()

@@ -65,7 +65,7 @@ set state = 'running', fence = fence + 1, worker_id = $5, started_at = clock_tim
 from taken
 where live.id = taken.id
 returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
-          live.max_attempts, live.fence, live.created_at
+          live.max_attempts, live.fence, live.created_at, live.lost
 """
 
 # running → running.   Guard: fence.   Index: primary key.

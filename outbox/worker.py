@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
@@ -33,6 +34,10 @@ WATCH = 0.25
 
 LATE = 1.0
 """A look that comes this many seconds late was held up by a handler that blocks the event loop."""
+
+LAST_CLAIM = 1.0
+LAST_SETTLE = 5.0
+"""Seconds that a stopping worker gives its last statements; a database that does not answer must not keep it."""
 
 MAX_BACKLOG = 5000
 """Outcomes waiting to be written beyond which nothing more is claimed: the database does not keep up."""
@@ -61,8 +66,11 @@ class Worker:
         self._threads = ThreadPoolExecutor(sum(self._settings.queues.values()), thread_name_prefix="outbox")
         self._stop_asked = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._suspects: deque[Claim] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
+        self._settler = Settler(Link(url, self._settings, "outbox settle"), self._held)
+        self._heartbeat: Heartbeat | None = None
 
     def stop(self) -> None:
         """Stop in good order: claim no more, hand back what has not started, let the rest end within the grace period.
@@ -72,6 +80,26 @@ class Worker:
         (self._stop_now if self._stop_asked.is_set() else self._stop_asked).set()
         self._wake.set()
 
+    @property
+    def grace(self) -> float:
+        """Seconds that running jobs get when the worker is asked to stop."""
+        return self._settings.grace
+
+    @property
+    def farewell(self) -> float:
+        """Seconds after the grace by which the worker has stopped, unless a handler blocks its event loop."""
+        return self._settings.cancel_grace + LAST_CLAIM + LAST_SETTLE
+
+    def abandon(self) -> None:
+        """Hand everything back, from another thread, when the event loop is blocked and will not do it.
+
+        The process must exit right after. Returns within a few seconds, whether or not it worked.
+        """
+        if self._heartbeat is not None:
+            outcomes = dict(self._settler.waiting())
+            self._heartbeat.settle([(claim, outcomes.get(claim, RELEASED)) for claim in list(self._held.values())])
+        events.emit(events.ERROR, "worker_abandoned", worker_id=self.id, left_running=len(self._running))
+
     async def run(self) -> bool:
         """Work until stopped.
 
@@ -80,14 +108,12 @@ class Worker:
         :raises SchemaMismatch: if the database's schema is not what this release needs.
         """
         claim_link = Link(self._url, self._settings, "outbox claim")
-        settle_link = Link(self._url, self._settings, "outbox settle")
         if not await self._wait_for_database(claim_link):
             return True
         events.emit(
             events.INFO, "worker_started", worker_id=self.id, queues=dict(self._settings.queues), tasks=len(self._tasks)
         )
-        self._settler = Settler(settle_link, self._held)
-        heartbeat = Heartbeat(
+        heartbeat = self._heartbeat = Heartbeat(
             self._url, self._settings, self._held, on_lost=self._lease_lost, on_cancel=self._cancel_asked
         )
         heartbeat.start()
@@ -109,7 +135,7 @@ class Worker:
             await asyncio.gather(claiming, *loops, return_exceptions=True)
             self._threads.shutdown(wait=False, cancel_futures=True)
             await claim_link.close()
-            await settle_link.close()
+            await self._settler.close()
 
     async def _wait_for_database(self, link: Link) -> bool:
         while not self._stop_asked.is_set():
@@ -149,6 +175,10 @@ class Worker:
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
                 await link.pause(exc)
                 continue
+            self._held.update((claim.id, claim) for claim in taken)
+            if self._stop_asked.is_set():
+                self._release(taken)
+                return
             self._accept(taken, wanted)
             if any(self._lanes[name].hungry for name in wanted):
                 # Settles and handlers get their turn before more is claimed.
@@ -159,7 +189,7 @@ class Worker:
             await self._sleep(pause)
 
     def _wanted(self) -> dict[str, int]:
-        if len(self._settler) > MAX_BACKLOG:
+        if self._suspects or len(self._settler) > MAX_BACKLOG:
             return {}
         now = time.monotonic()
         return {lane.name: wants for lane in self._lanes.values() if (wants := lane.wants(now))}
@@ -167,9 +197,8 @@ class Worker:
     def _accept(self, taken: list[Claim], wanted: dict[str, int]) -> None:
         came = dict.fromkeys(wanted, 0)
         for claim in taken:
-            self._held[claim.id] = claim
-            self._lanes[claim.queue].waiting.append(claim)
             came[claim.queue] += 1
+            (self._suspects if claim.is_suspect else self._lanes[claim.queue].waiting).append(claim)
         for name, count in came.items():
             lane = self._lanes[name]
             lane.hungry = count >= wanted[name]
@@ -178,8 +207,19 @@ class Worker:
     def _start(self, lane: Lane) -> None:
         if self._stop_asked.is_set():
             return
+        if self._suspects:
+            self._start_suspect()
+            return
         now = time.monotonic()
         while (claim := lane.next(now)) is not None:
+            self._running[claim] = asyncio.create_task(self._perform(claim, lane))
+
+    def _start_suspect(self) -> None:
+        """Start a job whose next dead worker would be its last once nothing else runs, so that none but it is blamed."""
+        if not self._running:
+            claim = self._suspects[0]
+            lane = self._lanes[claim.queue]
+            lane.running += 1
             self._running[claim] = asyncio.create_task(self._perform(claim, lane))
 
     async def _perform(self, claim: Claim, lane: Lane) -> None:
@@ -190,8 +230,12 @@ class Worker:
         self._settler.put(claim, outcome)
         _report(claim, outcome, started)
         lane.running -= 1
+        if claim.is_suspect:
+            self._suspects.remove(claim)
+            for each in self._lanes.values():
+                self._start(each)
         self._start(lane)
-        if lane.hungry and lane.has_room():
+        if claim.is_suspect or (lane.hungry and lane.has_room()):
             self._wake.set()
         if not self._running:
             self._idle.set()
@@ -230,11 +274,9 @@ class Worker:
 
     async def _drain(self, claiming: asyncio.Task[None]) -> bool:
         events.emit(events.INFO, "worker_stopping", worker_id=self.id, running=len(self._running))
-        self._wake.set()
-        # What is being claimed right now must still be handed back.
-        await asyncio.wait({claiming}, timeout=self._settings.statement_timeout)
         for lane in self._lanes.values():
             self._release(lane.clear())
+        self._release([claim for claim in self._suspects if claim not in self._running])
         await self._ended_within(self._settings.grace, self._stop_now)
         for claim in list(self._running):
             self._interrupt(claim, Stop.SHUTDOWN)
@@ -243,8 +285,10 @@ class Worker:
         self._running.clear()
         for claim in left:
             self._settler.put(claim, RELEASED)
+        # What was being claimed when the stop came must still be handed back.
+        await asyncio.wait({claiming}, timeout=LAST_CLAIM)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._settler.emptied(), min(5, self._settings.statement_timeout))
+            await asyncio.wait_for(self._settler.emptied(), LAST_SETTLE)
         events.emit(events.INFO, "worker_stopped", worker_id=self.id, left_running=len(left), unsettled=len(self._held))
         return not left
 
