@@ -16,8 +16,6 @@ from outbox.outcome import Error, Finished, Outcome, Postponed
 
 Settlement = tuple[Claim, Outcome]
 
-_CANCELLED = Finished(State.CANCELLED)
-
 
 async def take(
     link: Link, wanted: Mapping[str, int], tasks: Mapping[str, int], worker_id: UUID, lease: float
@@ -62,7 +60,8 @@ async def settle(link: Link, settlements: Sequence[Settlement]) -> list[Claim]:
     postponed = [(claim, outcome) for claim, outcome in settlements if isinstance(outcome, Postponed)]
     if postponed:
         kept = await _postpone(link, postponed)
-        finished += [(claim, _CANCELLED) for claim in kept]
+        ended_in = dict(postponed)
+        finished += [(claim, Finished(State.CANCELLED, error=ended_in[claim].error)) for claim in kept]
     return await _finish(link, finished) if finished else []
 
 

@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session, registry
+from sqlalchemy.orm import Session, SessionTransaction, registry
 
 from outbox import sql, wakeup
 from outbox.backoff import MAX_ATTEMPTS, seconds
@@ -126,7 +126,7 @@ def _write_in_session(session: Session, jobs: list[NewJob]) -> None:
         # The mapper lets a session that is bound per class find the database of the outbox.
         session.connection(bind_arguments={"mapper": NewJob}).execute(_ENQUEUE, _columns(jobs))
     except SQLAlchemyError as exc:
-        session.info[_FAILED] = exc
+        session.info[_FAILED] = (exc, session.get_nested_transaction() or session.get_transaction())
         raise
     session.info.setdefault(_QUEUES, set()).update(job.queue for job in jobs)
 
@@ -162,13 +162,20 @@ def _write_new_jobs(session: Session, _context: object, _instances: object) -> N
 def _refuse_after_failure(session: Session) -> None:
     # Postgres answers COMMIT of a failed transaction with a silent ROLLBACK. A caller who caught the exception of the
     # flush would take that for success.
-    if (failure := session.info.get(_FAILED)) is not None:
-        raise EnqueueFailed("jobs of this transaction could not be written: roll it back") from failure
+    if _FAILED in session.info:
+        exc, _ = session.info[_FAILED]
+        raise EnqueueFailed("jobs of this transaction could not be written: roll it back") from exc
 
 
 @event.listens_for(Session, "after_soft_rollback")
-def _forget_failure(session: Session, _transaction: object) -> None:
-    session.info.pop(_FAILED, None)
+def _forget_failure(session: Session, rolled_back: SessionTransaction) -> None:
+    # Only the rollback of the transaction that failed, or of one around it, mends the failure.
+    _, failed = session.info.get(_FAILED, (None, None))
+    while failed is not None:
+        if failed is rolled_back:
+            del session.info[_FAILED]
+            break
+        failed = failed.parent
     if not session.in_transaction():
         session.info.pop(_QUEUES, None)
 

@@ -1,19 +1,22 @@
 """Everything that the worker reports, one name each, so that people alert on names and not on prose.
 
-    worker_started    worker_id, queues, tasks
-    worker_stopping   worker_id, running         it claims no more
-    worker_stopped    worker_id, forced          forced: handlers were still running and were left behind
-    job_started       job_id, task, attempt      (debug)
-    job_ended         job_id, task, attempt, outcome, seconds   (debug; info unless it succeeded)
-    lease_lost        job_id, task, fence        the settle was refused: somebody else has claimed or ended the job
-    lease_late        job_id, task               a heartbeat found that the lease is gone; the attempt is cancelled
-    jobs_rescued      count, failed              leases of dead workers were over
-    jobs_released     count                      handed back without having run
-    database_lost     error                      said once; the worker goes on trying
-    database_back     seconds
-    settle_failed     job_id, error              the database refused an outcome; it was settled as failed
-    partitions_changed created, dropped
-    loop_blocked      seconds                    a handler held the event loop; nothing else ran meanwhile
+    worker_started      worker_id, queues, tasks
+    worker_stopping     worker_id, running          it claims no more
+    worker_stopped      worker_id, left_running, unsettled
+    worker_abandoned    worker_id, left_running     its event loop was blocked; a thread handed its jobs back
+    job_ended           job_id, task, attempt, outcome, error, seconds    (debug if it succeeded)
+    jobs_released       count                       handed back without having run
+    lease_late          job_id, task, fence         a heartbeat found the lease gone; the attempt is cancelled
+    lease_lost          job_id, task, fence         the settle was refused: the job is somebody else's, or over
+    jobs_rescued        count, failed               leases of dead workers were over
+    settle_failed       job_id, task, error         Postgres refused an outcome; it was written without its texts
+    database_lost       link, error                 said once for each outage; the worker goes on trying
+    database_back       link, seconds
+    partitions_changed  created, dropped
+    partition_busy      statement                   (debug) a lock was not free; tried again later
+    loop_blocked        seconds                     a handler held the event loop; nothing else ran meanwhile
+    hint_lost           error                       (debug) a wake-up could not be sent; polling finds the jobs
+    heartbeat_alone     error                       (debug) the worker's loop was gone before its heartbeat
 
 The library logs through ``logging.getLogger("outbox")`` with the event as the message and its fields in ``extra``.
 It configures no logging: that is the application's.

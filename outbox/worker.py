@@ -215,7 +215,7 @@ class Worker:
             self._running[claim] = asyncio.create_task(self._perform(claim, lane))
 
     def _start_suspect(self) -> None:
-        """Start a job whose next dead worker would be its last once nothing else runs, so that none but it is blamed."""
+        """Start a job whose next dead worker would be its last, once nothing else runs: none but it can be blamed."""
         if not self._running:
             claim = self._suspects[0]
             lane = self._lanes[claim.queue]
