@@ -1,0 +1,46 @@
+"""The application: ``uvicorn --factory api.app:create_app``. Wires, decides nothing."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from api import health, imports, orders, reports, signups, status
+from api.database import engine
+from api.limits import BodyLimit
+from api.settings import Settings, configure
+from outbox.fastapi import problem_handlers
+from outbox.wakeup import Notifier
+
+MAX_BODY = 1024 * 1024
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service, with the given settings or those of the environment."""
+    if settings is not None:
+        configure(settings)
+    app = FastAPI(
+        title="Shop",
+        summary="Orders, sign-ups, reports and imports whose background work survives crashes.",
+        lifespan=_lifespan,
+        generate_unique_id_function=_operation_id,
+    )
+    problem_handlers(app)
+    app.add_middleware(BodyLimit, default=MAX_BODY, paths={"/v1/imports": imports.MAX_UPLOAD})
+    app.include_router(health.router)
+    for area in (signups, orders, reports, imports, status):
+        app.include_router(area.router, prefix="/v1")
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    used = engine()
+    async with Notifier(used):
+        yield
+    await used.dispose()
+
+
+def _operation_id(route: APIRoute) -> str:
+    return f"{route.tags[0]}-{route.name}" if route.tags else route.name

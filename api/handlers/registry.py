@@ -1,0 +1,10 @@
+"""The registry that all handlers of this service are declared in."""
+
+from typing import Annotated
+
+from api.settings import Settings, get_settings
+from outbox import Depends, Outbox
+
+outbox = Outbox()
+
+SettingsDep = Annotated[Settings, Depends(get_settings)]
