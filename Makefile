@@ -1,0 +1,64 @@
+# Everything runs in .venv, which the first target that needs it makes. Nothing has to be there but make, Python 3.11 to
+# 3.14 and a package index: PostgreSQL comes in a wheel. With DATABASE_URL set, that database is used.
+
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+BIN := .venv/bin
+ENV := .venv/.made
+QUICK := not crash and not slow
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(ENV) ## make the environment in .venv
+
+$(ENV): requirements.lock pyproject.toml .ci/setup
+	@.ci/setup && touch $@
+
+run: $(ENV) ## start everything: database, mail and webhook sinks, API, worker, and place a demo order
+	@exec $(BIN)/python -m api.local run
+
+crash: $(ENV) ## kill -9 a worker in the middle of a job and watch another one finish it
+	@exec $(BIN)/python -m api.local crash
+
+worker: $(ENV) ## start one more worker
+	@exec $(BIN)/python -m api.local worker
+
+api: $(ENV) ## start the API alone
+	@exec $(BIN)/python -m api.local api
+
+migrate: $(ENV) ## bring the database to the newest schema
+	@exec $(BIN)/python -m api.local migrate
+
+test: $(ENV) ## run the tests, but for the slow proofs
+	@$(BIN)/python -m pytest -m "$(QUICK)" $(ARGS)
+
+test-crash: $(ENV) ## run the slow proofs: killed processes, a killed database, the built wheel
+	@$(BIN)/python -m pytest -m "not ($(QUICK))" $(ARGS)
+
+bench: $(ENV) ## measure jobs per second and latencies
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+lint: $(ENV) ## check style, types and the import map
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(ENV) ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(ENV) ## build the wheel and the source distribution into dist/
+	@$(BIN)/python -m build --no-isolation
+
+lock: $(ENV) ## pin the newest suitable versions in requirements.lock
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.lock
+
+clean: ## remove caches and builds; the environment and the local data stay
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find api migrations outbox tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help setup run crash worker api migrate test test-crash bench lint format wheel lock clean
