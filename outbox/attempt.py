@@ -20,6 +20,8 @@ async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
 
     :param threads: where handlers that are plain functions run.
     """
+    if claim.stop is not None:  # told to stop before it began
+        return _ended_by(task, claim, asyncio.CancelledError())
     try:
         arguments = task.arguments(claim.payload)
     except PayloadInvalid as exc:
@@ -81,6 +83,9 @@ async def _in_thread(task: Task[..., Any], claim: Claim, /, threads: Executor, *
         raise AttemptTimeout(f"ran longer than {task.timeout:g} s") from exception
     if exception is not None:
         raise exception
+    if claim.stop is not None:
+        # It may have ended early because it was told to. To take that for success could lose the rest of its work.
+        raise asyncio.CancelledError
     return value
 
 

@@ -35,6 +35,9 @@ _SERVER = {
 MAX_PAUSE = 1.0
 """Seconds at most between two tries to reach a lost database."""
 
+REMIND = 30.0
+"""Seconds after which an outage that lasts is reported again."""
+
 
 def dsn(url: str) -> str:
     """The address as asyncpg wants it, from a libpq or SQLAlchemy URL of any driver."""
@@ -56,6 +59,7 @@ class Link:
         self._name = name
         self._connection: asyncpg.Connection | None = None
         self._lost_at: float | None = None
+        self._told_at = 0.0
         self._failures = 0
 
     async def connection(self) -> asyncpg.Connection:
@@ -90,9 +94,11 @@ class Link:
         return rows
 
     async def pause(self, exc: BaseException) -> None:
-        """Wait after a failure, longer with each in a row, and report the first."""
-        if self._lost_at is None:
-            self._lost_at = time.monotonic()
+        """Wait after a failure, longer with each in a row; report the first, and again while it lasts."""
+        now = time.monotonic()
+        self._lost_at = self._lost_at or now
+        if self._failures == 0 or now - self._told_at >= REMIND:
+            self._told_at = now
             events.emit(events.ERROR, "database_lost", link=self._name, error=f"{type(exc).__name__}: {exc}")
         self._failures += 1
         longest = min(MAX_PAUSE, 0.05 * 2 ** min(self._failures, 10))

@@ -104,7 +104,8 @@ class JobContext:
     def cancelled(self) -> bool:
         """Whether the handler should end soon: a cancel, a shutdown whose grace is over, a timeout, or a lost lease.
 
-        An ``async`` handler is cancelled by exception; a handler in a thread must look here.
+        An ``async`` handler is cancelled by exception; a handler in a thread must look here. What a thread returns
+        after it was told to stop is thrown away: it may have ended early.
         """
         return self._claim.stop is not None
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from sqlalchemy import event, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction, registry
@@ -109,14 +109,21 @@ def add(session: UnitOfWork, job: NewJob) -> NewJob:
 async def add_many(connection: AsyncSession | AsyncConnection, jobs: Iterable[NewJob]) -> list[NewJob]:
     """Write many jobs at once in the caller's transaction, without the bookkeeping of a session: for thousands.
 
-    :raises EnqueueFailed: if the database refuses them; the transaction must then be rolled back.
+    :raises EnqueueFailed: if the connection is in autocommit.
     """
     batch = list(jobs)
     if isinstance(connection, AsyncSession):
         await connection.run_sync(_write_in_session, batch)
     elif batch:
-        await connection.execute(_ENQUEUE, _columns(batch))
+        await connection.run_sync(_write, batch)
     return batch
+
+
+def _write(connection: Connection, jobs: list[NewJob]) -> None:
+    raw = connection.connection.dbapi_connection
+    if raw is not None and connection.dialect.detect_autocommit_setting(raw):
+        raise EnqueueFailed("this connection is in autocommit: its jobs would not be part of any transaction of yours")
+    connection.execute(_ENQUEUE, _columns(jobs))
 
 
 def _write_in_session(session: Session, jobs: list[NewJob]) -> None:
@@ -124,8 +131,8 @@ def _write_in_session(session: Session, jobs: list[NewJob]) -> None:
         return
     try:
         # The mapper lets a session that is bound per class find the database of the outbox.
-        session.connection(bind_arguments={"mapper": NewJob}).execute(_ENQUEUE, _columns(jobs))
-    except SQLAlchemyError as exc:
+        _write(session.connection(bind_arguments={"mapper": NewJob}), jobs)
+    except (SQLAlchemyError, EnqueueFailed) as exc:
         session.info[_FAILED] = (exc, session.get_nested_transaction() or session.get_transaction())
         raise
     session.info.setdefault(_QUEUES, set()).update(job.queue for job in jobs)

@@ -10,7 +10,7 @@
     lease_lost          job_id, task, fence         the settle was refused: the job is somebody else's, or over
     jobs_rescued        count, failed               leases of dead workers were over
     settle_failed       job_id, task, error         Postgres refused an outcome; it was written without its texts
-    database_lost       link, error                 said once for each outage; the worker goes on trying
+    database_lost       link, error                 said when it begins and while it lasts; the worker goes on
     database_back       link, seconds
     partitions_changed  created, dropped
     partition_busy      statement                   (debug) a lock was not free; tried again later

@@ -1,7 +1,7 @@
 """Hears the hints that new jobs are there. Losing the connection, or every hint, only costs a polling pause."""
 
 import asyncio
-from collections.abc import Callable, Container
+from collections.abc import Callable
 
 import asyncpg
 
@@ -13,12 +13,12 @@ PING = 15.0
 """Seconds between two looks whether the connection is still there; a silent one may long be dead."""
 
 
-async def listen(url: str, settings: WorkerSettings, queues: Container[str], wake: Callable[[], None]) -> None:
-    """Call ``wake`` whenever one of the queues is named, until cancelled."""
+async def listen(url: str, settings: WorkerSettings, wake: Callable[[], None]) -> None:
+    """Call ``wake`` whenever one of this worker's queues is named, until cancelled."""
     link = Link(url, settings, "outbox listener")
 
     def heard(_connection: object, _pid: int, _channel: str, queue: object) -> None:
-        if queue in queues:
+        if queue in settings.queues:
             wake()
 
     listening: asyncpg.Connection | None = None

@@ -5,7 +5,20 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Generic, NotRequired, ParamSpec, TypeVar, cast, get_type_hints, overload
+from types import UnionType
+from typing import (
+    Any,
+    Generic,
+    NotRequired,
+    ParamSpec,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -265,7 +278,10 @@ def _arguments_adapter(name: str, arguments: list[inspect.Parameter]) -> TypeAda
 
 
 def _result_adapter(name: str, annotation: Any) -> TypeAdapter[Any] | None:
-    if annotation is Any or annotation is None or annotation in (type(None), Snooze, Cancel):
+    if get_origin(annotation) in (Union, UnionType):  # "Receipt | Snooze": a Snooze is never stored
+        stored = [each for each in get_args(annotation) if each not in (Snooze, Cancel)]
+        annotation = Union[tuple(stored)] if stored else None  # noqa: UP007 - put together at run time
+    if annotation is Any or annotation in (None, type(None), Snooze, Cancel):
         return None
     try:
         return TypeAdapter(annotation)

@@ -1,5 +1,6 @@
 """Errors as ``application/problem+json`` (RFC 9457), without inner details: no SQL, no stack, no host."""
 
+import socket
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from outbox.connection import is_lost
@@ -93,8 +95,10 @@ _HANDLERS: dict[type[Exception], Any] = {
     JobNotFound: _job_not_found,
     IllegalTransition: _illegal_transition,
     DBAPIError: _database_error,
-    OSError: _database_gone,
+    ConnectionError: _database_gone,
+    socket.gaierror: _database_gone,
     TimeoutError: _database_gone,
+    PoolTimeout: _database_gone,
     Exception: _crash,
 }
 

@@ -92,9 +92,9 @@ def view(request: Request, job: Job) -> JobView:
 
 def links(request: Request, id: UUID, state: State) -> Links:
     """The addresses of a job and of what may be done to it in this state."""
-    address = request.app.url_path_for("outbox_job", job_id=id)
+    address = request.url_for("outbox_job", job_id=id).path  # behind a proxy that strips a prefix, with it
     return Links(
-        self=str(address),
+        self=address,
         cancel=f"{address}/cancel" if state in TRANSITIONS["cancel"] else None,
         retry=f"{address}/retry" if state in TRANSITIONS["requeue"] else None,
     )

@@ -32,12 +32,12 @@ update floor.job set state = 'succeeded', lease_until = null, result = payload w
 
 def jobs_per_second(bin_dir: Path, dsn: str, *, jobs: int, batch: int) -> float:
     """Jobs claimed and completed per second by one pgbench client, in batches of the given size."""
-    psql = [bin_dir / "psql", "-qX", "-v", "ON_ERROR_STOP=1", dsn]
+    psql: list[str | Path] = [bin_dir / "psql", "-qX", "-v", "ON_ERROR_STOP=1", dsn]
     subprocess.run(psql, input=_SETUP.format(jobs=jobs), check=True, capture_output=True, text=True)
     script = Path("build/floor.sql")
     script.parent.mkdir(exist_ok=True)
     script.write_text(_SCRIPT.format(batch=batch))
-    command = [bin_dir / "pgbench", "-n", "-c", "1", "-M", "simple", "-t", str(jobs // batch), "-f", script, dsn]
+    command: list[str | Path] = [bin_dir / "pgbench", "-n", "-c", "1", "-M", "simple", "-t", str(jobs // batch), "-f", script, dsn]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"tps = ([0-9.]+)", printed)
     if found is None:

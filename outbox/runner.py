@@ -1,0 +1,211 @@
+"""The claims of one worker between being taken and being settled: which wait, which run, and how each ends.
+
+A claim waits in its queue's lane until a slot is free, runs in an asyncio task of its own, and leaves with its outcome
+to the settler. ``held`` knows it from the moment it was taken until it has been settled; the heartbeat renews what is
+in there.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from outbox import attempt, events
+from outbox.context import Claim, Stop
+from outbox.job import State
+from outbox.lane import Lane
+from outbox.outcome import RELEASED, Finished, Outcome
+from outbox.settings import WorkerSettings
+from outbox.settler import Settler
+from outbox.task import Outbox
+
+MAX_BACKLOG = 5000
+"""Outcomes waiting to be written beyond which nothing more is wanted: the database does not keep up."""
+
+
+class Runner:
+    """Runs claims in the slots of their queues.
+
+    :param held: every claim of this worker by its job's id.
+    :param wake: called when there is room again for claims that are probably there.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        settings: WorkerSettings,
+        settler: Settler,
+        held: dict[object, Claim],
+        wake: Callable[[], None],
+    ) -> None:
+        self._outbox = outbox
+        self._settler = settler
+        self._held = held
+        self._wake = wake
+        self._lanes = {name: Lane(name, slots, settings.prefetch) for name, slots in settings.queues.items()}
+        self._suspects: deque[Claim] = deque()
+        self._running: dict[Claim, asyncio.Task[None] | None] = {}
+        self._threads = ThreadPoolExecutor(sum(settings.queues.values()), thread_name_prefix="outbox")
+        self._idle = asyncio.Event()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def wanted(self) -> dict[str, int]:
+        """For each queue with room, how many claims to take now."""
+        if self._suspects or len(self._settler) > MAX_BACKLOG:
+            return {}
+        now = time.monotonic()
+        return {lane.name: wants for lane in self._lanes.values() if (wants := lane.wants(now))}
+
+    def accept(self, taken: Sequence[Claim], wanted: Mapping[str, int]) -> bool:
+        """Start what has a slot and let the rest wait; whether more is probably there."""
+        self._held.update((claim.id, claim) for claim in taken)
+        if self._closed:
+            self._release(taken)
+            return False
+        came = dict.fromkeys(wanted, 0)
+        for claim in taken:
+            came[claim.queue] += 1
+            (self._suspects if claim.is_suspect else self._lanes[claim.queue].waiting).append(claim)
+        for name, count in came.items():
+            self._lanes[name].hungry = count >= wanted[name]
+            self._fill(self._lanes[name])
+        return any(self._lanes[name].hungry for name in wanted)
+
+    def lease_lost(self, claim: Claim) -> None:
+        """Somebody else has taken the job: stop it here. Whatever it still writes is refused by its fence."""
+        if self._held.get(claim.id) is not claim:
+            return
+        if self._take_out(claim):
+            del self._held[claim.id]
+        elif not self._interrupt(claim, Stop.LEASE_LOST):
+            return
+        events.emit(events.WARNING, "lease_late", job_id=claim.id, task=claim.task, fence=claim.fence)
+
+    def cancel(self, claim: Claim) -> None:
+        """A person wants the job cancelled: if it waits here it ends now, if it runs its handler is told to stop."""
+        if self._held.get(claim.id) is not claim:
+            return
+        if self._take_out(claim):
+            self._settler.put(claim, Finished(State.CANCELLED))
+        else:
+            self._interrupt(claim, Stop.CANCELLED)
+
+    def release_stalled(self) -> None:
+        """Hand back what has waited too long behind slow jobs."""
+        now = time.monotonic()
+        for lane in self._lanes.values():
+            self._release(lane.stalled(now))
+
+    def close(self) -> None:
+        """Start nothing any more, and hand back what has not started."""
+        self._closed = True
+        for lane in self._lanes.values():
+            self._release(lane.clear())
+        self._release([claim for claim in self._suspects if claim not in self._running])
+
+    def interrupt_all(self) -> None:
+        """Tell every running handler to stop, for the process is leaving."""
+        for claim in list(self._running):
+            self._interrupt(claim, Stop.SHUTDOWN)
+
+    def leave_behind(self) -> int:
+        """Hand back the jobs whose handlers will not stop; how many there are. The process must exit soon."""
+        left = list(self._running)
+        self._running.clear()
+        self._release(left)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        return len(left)
+
+    async def ended(self) -> None:
+        """Return once nothing runs."""
+        while self._running:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def _fill(self, lane: Lane) -> None:
+        if self._closed:
+            return
+        if self._suspects:
+            self._start_suspect()
+            return
+        now = time.monotonic()
+        while (claim := lane.next(now)) is not None:
+            self._start(claim, lane)
+
+    def _start_suspect(self) -> None:
+        """Start a job whose next dead worker would be its last, once nothing else runs: none but it can be blamed."""
+        if not self._running:
+            claim = self._suspects[0]
+            self._lanes[claim.queue].running += 1
+            self._start(claim, self._lanes[claim.queue])
+
+    def _start(self, claim: Claim, lane: Lane) -> None:
+        self._running[claim] = None
+        # The loop itself keeps only weak references; _perform puts its own task into _running.
+        self._starting = asyncio.create_task(self._perform(claim, lane))
+
+    async def _perform(self, claim: Claim, lane: Lane) -> None:
+        # Only from here on may the task be cancelled: one cancelled before its first step would never end its claim.
+        self._running[claim] = asyncio.current_task()
+        started = time.monotonic()
+        outcome = await attempt.run(self._outbox[claim.task], claim, self._threads)
+        if claim not in self._running:
+            return  # handed back while it ran on: see leave_behind
+        del self._running[claim]
+        self._settler.put(claim, outcome)
+        _report(claim, outcome, started)
+        lane.running -= 1
+        if claim.is_suspect:
+            self._suspects.remove(claim)
+            for each in self._lanes.values():
+                self._fill(each)
+        else:
+            self._fill(lane)
+        if claim.is_suspect or (lane.hungry and lane.has_room()):
+            self._wake()
+        if not self._running:
+            self._idle.set()
+
+    def _interrupt(self, claim: Claim, why: Stop) -> bool:
+        if claim not in self._running or claim.stop is not None:
+            return False
+        claim.stop = why
+        task = self._running[claim]
+        if task is not None:
+            task.cancel()
+        return True
+
+    def _take_out(self, claim: Claim) -> bool:
+        """Take a claim that has not started out of what waits; whether it was there."""
+        waiting = self._suspects if claim.is_suspect else self._lanes[claim.queue].waiting
+        if claim in self._running or claim not in waiting:
+            return False
+        waiting.remove(claim)
+        return True
+
+    def _release(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            self._settler.put(claim, RELEASED)
+        if claims:
+            events.emit(events.INFO, "jobs_released", count=len(claims))
+
+
+def _report(claim: Claim, outcome: Outcome, started: float) -> None:
+    succeeded = isinstance(outcome, Finished) and outcome.state is State.SUCCEEDED
+    level = events.DEBUG if succeeded else events.INFO
+    if not events.log.isEnabledFor(level):
+        return  # not even the fields are put together: this is done for every job
+    events.emit(
+        level,
+        "job_ended",
+        job_id=claim.id,
+        task=claim.task,
+        attempt=claim.attempt,
+        outcome=outcome.state if isinstance(outcome, Finished) else "postponed",
+        error=outcome.error.type if outcome.error else None,
+        seconds=round(time.monotonic() - started, 3),
+    )

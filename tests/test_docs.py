@@ -1,0 +1,77 @@
+"""What the documentation shows is what runs."""
+
+import asyncio
+import importlib.util
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import ModuleType
+from uuid import UUID
+
+import httpx2
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from outbox import Job, State, WorkerSettings, status
+from outbox.fastapi import TaskAdder
+from outbox.worker import Worker
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
+
+
+def load(path: Path) -> ModuleType:
+    """The example as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_shows_the_example_files_to_the_letter() -> None:
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"<!-- (docs/examples/\w+\.py) -->\n```python\n(.*?)```", readme, re.DOTALL)
+    assert [ROOT / path for path, _ in shown] == EXAMPLES
+    for path, text in shown:
+        assert (ROOT / path).read_text().partition('"""\n\n')[2] == text, path
+
+
+async def test_the_one_line_change_from_background_tasks_runs_the_job_once_the_request_has_committed(
+    sessions: async_sessionmaker[AsyncSession], database_url: str
+) -> None:
+    example = load(ROOT / "docs" / "examples" / "replace_background_tasks.py")
+
+    async def get_session() -> AsyncIterator[AsyncSession]:
+        async with sessions() as session, session.begin():
+            yield session
+
+    example.app.dependency_overrides[example.get_session] = get_session
+    transport = httpx2.ASGITransport(app=example.app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://shop") as client:
+        answer = await client.post("/orders", params={"email": "ada@example.com"})
+    assert answer.status_code == 202
+
+    async def ended() -> Job | None:
+        async with sessions() as session:
+            job = await status.get(session, UUID(answer.json()["job"]))
+        return job if job is not None and job.done else None
+
+    worker = Worker(example.outbox, database_url, WorkerSettings(queues={"mail": 2}))
+    working = asyncio.create_task(worker.run())
+    job = await eventually(ended)
+    worker.stop()
+    assert await working
+    assert job is not None
+    assert job.state is State.SUCCEEDED
+    assert job.result == f"receipt {answer.json()['order']} sent to ada@example.com at attempt 1"
+
+
+async def test_add_task_of_a_plain_function_says_what_to_write(sessions: async_sessionmaker[AsyncSession]) -> None:
+    def plain() -> None: ...
+
+    async with sessions() as session:
+        with pytest.raises(TypeError, match=r"@outbox\.task\(\)"):
+            TaskAdder(session).add_task(plain)  # type: ignore[arg-type]  # that is the mistake
