@@ -32,6 +32,9 @@ _SERVER = {
     "timezone": "UTC",
 }
 
+FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""How a statement can fail. asyncpg raises InternalClientError when used just as the server closes the connection."""
+
 MAX_PAUSE = 1.0
 """Seconds at most between two tries to reach a lost database."""
 
@@ -115,7 +118,7 @@ class Link:
         if self._connection is not None:
             try:
                 await self._connection.close(timeout=1)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except FAILURES:
                 self.drop()
             self._connection = None
 
@@ -126,4 +129,5 @@ def is_lost(exc: BaseException) -> bool:
         state = exc.sqlstate or ""
         # Connection failures, shutdown and crash, too many connections, and a primary that has become a standby.
         return (state[:2] in ("08", "53", "57") and state != "57014") or state == "25006"
-    return isinstance(exc, OSError | TimeoutError | asyncpg.InterfaceError)
+    # asyncpg's refusal to encode a value is an InterfaceError too; that is the statement's fault.
+    return isinstance(exc, FAILURES) and not isinstance(exc, ValueError)

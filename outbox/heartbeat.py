@@ -11,12 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import asyncpg
-
 from outbox import claim as claims
 from outbox import events, maintenance, sql
 from outbox.claim import Settlement
-from outbox.connection import Link
+from outbox.connection import FAILURES, Link
 from outbox.context import Claim
 from outbox.settings import WorkerSettings
 
@@ -80,7 +78,7 @@ class Heartbeat:
         self._thread.join(self._settings.lease / 3)
         try:
             asyncio.run(asyncio.wait_for(self._settle(settlements), LAST_WORDS))
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+        except FAILURES as exc:
             # The leases run out; another worker rescues the jobs then.
             events.emit(events.ERROR, "database_lost", link="outbox heartbeat", error=exc)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import asyncpg
 
-from outbox.connection import Link
+from outbox.connection import FAILURES, Link
 from outbox.settings import WorkerSettings
 from outbox.wakeup import CHANNEL
 
@@ -32,7 +32,7 @@ async def listen(url: str, settings: WorkerSettings, wake: Callable[[], None]) -
                     wake()  # whatever was said while nobody listened
                 await link.fetch("select 1")
                 await asyncio.sleep(PING)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+            except FAILURES as exc:
                 link.drop()
                 await link.pause(exc)
     finally:

@@ -3,12 +3,10 @@
 import asyncio
 from collections import deque
 
-import asyncpg
-
 from outbox import claim as claims
 from outbox import events
 from outbox.claim import Settlement
-from outbox.connection import Link, is_lost
+from outbox.connection import FAILURES, Link, is_lost
 from outbox.context import Claim
 from outbox.outcome import Outcome
 
@@ -76,12 +74,8 @@ class Settler:
         while True:
             try:
                 return await write(self._link, batch)
-            except asyncpg.PostgresError as exc:
-                if is_lost(exc):
+            except FAILURES as exc:
+                if is_lost(exc) or write is claims.settle_one_by_one:
                     await self._link.pause(exc)
-                elif write is claims.settle:
-                    write = claims.settle_one_by_one  # one outcome is bad: the others must not suffer for it
                 else:
-                    await self._link.pause(exc)
-            except (OSError, TimeoutError, asyncpg.InterfaceError) as exc:
-                await self._link.pause(exc)
+                    write = claims.settle_one_by_one  # one outcome is bad: the others must not suffer for it

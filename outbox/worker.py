@@ -14,7 +14,7 @@ import asyncpg
 
 from outbox import claim as claims
 from outbox import events, listener
-from outbox.connection import Link
+from outbox.connection import FAILURES, Link
 from outbox.context import Claim
 from outbox.errors import DeclarationError, SchemaMismatch
 from outbox.heartbeat import Heartbeat
@@ -131,7 +131,7 @@ class Worker:
                 rows = await link.fetch("select max(version) as version from outbox.schema_version")
             except asyncpg.UndefinedTableError:
                 rows = []
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+            except FAILURES as exc:
                 await link.pause(exc)
                 continue
             version = (rows and rows[0]["version"]) or 0
@@ -160,7 +160,7 @@ class Worker:
                 continue
             try:
                 taken = await claims.take(link, wanted, self._tasks, self.id, self._settings.lease)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+            except FAILURES as exc:
                 await link.pause(exc)
                 continue
             if self._runner.accept(taken, wanted):
