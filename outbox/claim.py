@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from outbox import events, sql
-from outbox.connection import Link, is_lost
+from outbox.connection import FAILURES, Link, is_lost
 from outbox.context import Claim
 from outbox.enqueue import PRIORITIES
 from outbox.errors import ResultNotStored
@@ -18,15 +18,30 @@ Settlement = tuple[Claim, Outcome]
 
 
 async def take(
-    link: Link, wanted: Mapping[str, int], tasks: Mapping[str, int], worker_id: UUID, lease: float
+    link: Link,
+    wanted: Mapping[str, int],
+    tasks: Mapping[str, int],
+    worker_id: UUID,
+    lease: float,
+    *,
+    suspect: bool = True,
 ) -> list[Claim]:
     """Claim jobs that are due, for each queue at most as many as wanted, highest priority and longest due first.
 
     :param tasks: the tasks that this worker knows, with the attempts they allow; others are left for those who do.
     :param lease: seconds that the claims are good for.
+    :param suspect: whether one of them may be a job that fails if it loses one worker more.
     """
     rows = await link.fetch(
-        sql.CLAIM, list(wanted), list(wanted.values()), list(PRIORITIES), list(tasks), worker_id, lease
+        sql.CLAIM,
+        list(wanted),
+        list(wanted.values()),
+        list(PRIORITIES),
+        list(tasks),
+        worker_id,
+        lease,
+        MAX_LOST - 1,
+        suspect,
     )
     claims = [
         Claim(
@@ -41,7 +56,7 @@ async def take(
             fence=row["fence"],
             created_at=row["created_at"],
             worker_id=worker_id,
-            is_suspect=row["lost"] >= MAX_LOST - 1,
+            is_suspect=row["suspect"],
         )
         for row in rows
     ]
@@ -71,10 +86,10 @@ async def settle_one_by_one(link: Link, settlements: Sequence[Settlement]) -> li
     for claim, outcome in settlements:
         try:
             refused += await settle(link, [(claim, outcome)])
-        except asyncpg.PostgresError as exc:
+        except FAILURES as exc:
             if is_lost(exc):
                 raise
-            events.emit(events.ERROR, "settle_failed", job_id=claim.id, task=claim.task, error=exc.sqlstate)
+            events.emit(events.ERROR, "settle_failed", job_id=claim.id, task=claim.task, error=_reason(exc))
             refused += await settle(link, [(claim, _without_texts(outcome, exc))])
     return refused
 
@@ -112,15 +127,20 @@ def _missing(asked: Sequence[tuple[Claim, Outcome]], rows: Sequence[asyncpg.Reco
     return [claim for n, (claim, _) in enumerate(asked, start=1) if n not in written]
 
 
-def _without_texts(outcome: Outcome, exc: asyncpg.PostgresError) -> Outcome:
+def _without_texts(outcome: Outcome, exc: Exception) -> Outcome:
     error = Error(
-        f"{ResultNotStored.__module__}.{ResultNotStored.__qualname__}", f"refused by Postgres ({exc.sqlstate})"
+        f"{ResultNotStored.__module__}.{ResultNotStored.__qualname__}", f"refused by Postgres: {_reason(exc)}"
     )
     match outcome:
         case Finished(state=state):
             return Finished(state, None, error)
         case Postponed(delay=delay, charged=charged):
             return Postponed(delay, error, charged)
+
+
+def _reason(exc: Exception) -> str:
+    # Not the message, which may repeat the value.
+    return getattr(exc, "sqlstate", None) or type(exc).__name__
 
 
 def _json(error: Error) -> str:

@@ -21,7 +21,8 @@ class Stop(Enum):
 class Claim:
     """A job that this worker may run, as long as its lease is good and its fence is the row's.
 
-    A suspect has lost so many workers that it runs alone: if it loses one more, it was the job that killed it.
+    A suspect has lost so many workers that the next would be its last: a worker holds one of them at a time, so that
+    no other is blamed for what one of them does.
     ``progress`` and ``stop`` change while it runs: the handler writes the one, the worker the other.
     """
 

@@ -37,6 +37,11 @@ _FAILED = "outbox.enqueue_failed"
 _QUEUES = "outbox.queues"
 
 
+def is_name(text: str) -> bool:
+    """Whether a task, a queue or a tag may be called so: no NUL, no surrogate, nothing that spoils a log."""
+    return 1 <= len(text) <= MAX_NAME and text.isprintable()
+
+
 class UnitOfWork(Protocol):
     """Whatever takes new objects into a transaction: ``Session``, ``AsyncSession``, their scoped and SQLModel kinds."""
 
@@ -63,8 +68,8 @@ class Options:
     tags: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.queue) <= MAX_NAME or "\0" in self.queue:
-            raise ValueError(f"queue: must be 1 to {MAX_NAME} characters")
+        if not is_name(self.queue):
+            raise ValueError(f"queue: must be 1 to {MAX_NAME} printable characters")
         if self.priority not in PRIORITIES:
             raise ValueError(f"priority: {self.priority!r}; must be 0 to 3, 3 is claimed first")
         if self.max_attempts is not None and not 1 <= self.max_attempts <= MAX_ATTEMPTS:
@@ -73,8 +78,8 @@ class Options:
             raise TypeError(f"run_at: {self.run_at} has no time zone; pass an aware datetime")
         if self.run_at is not None and self.delay:
             raise ValueError("give delay or run_at, not both")
-        if isinstance(self.tags, str) or not all(1 <= len(tag) <= MAX_NAME and "\0" not in tag for tag in self.tags):
-            raise ValueError(f"tags: must be a sequence of strings of 1 to {MAX_NAME} characters")
+        if isinstance(self.tags, str) or not all(map(is_name, self.tags)):
+            raise ValueError(f"tags: must be a sequence of strings of 1 to {MAX_NAME} printable characters")
         seconds(self.delay)
 
 

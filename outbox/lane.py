@@ -27,7 +27,8 @@ class Lane:
         self.hungry = True
         self._prefetch = prefetch
         self._ahead = 0
-        self._starts = 0
+        self._ends = 0
+        self._busy = 0.0
         self._measured_at = 0.0
         self._started_at = 0.0
 
@@ -43,9 +44,14 @@ class Lane:
         if not self.waiting or self.running >= self.slots:
             return None
         self.running += 1
-        self._starts += 1
         self._started_at = now
         return self.waiting.popleft()
+
+    def give_back(self, seconds: float) -> None:
+        """A job has ended, so long after its start: its slot is free."""
+        self.running -= 1
+        self._ends += 1
+        self._busy += seconds
 
     def has_room(self) -> bool:
         """Whether it is time to claim again."""
@@ -66,6 +72,8 @@ class Lane:
     def _measure(self, now: float) -> None:
         elapsed = now - self._measured_at
         if elapsed >= 0.02:
-            pace = self._starts / elapsed
+            # Jobs that ran side by side end together, and a burst of ends says nothing about the pace; jobs that block
+            # each other are slower than their slots promise. The lower of both figures is true in either case.
+            pace = min(self._ends / elapsed, self.slots * self._ends / self._busy) if self._busy else 0.0
             self._ahead = min(self._prefetch, int(pace * AHEAD))
-            self._starts, self._measured_at = 0, now
+            self._ends, self._busy, self._measured_at = 0, 0.0, now

@@ -12,7 +12,8 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pydantic_core
@@ -40,37 +41,24 @@ def encode_arguments(task: str, adapter: TypeAdapter[Any], arguments: dict[str, 
 
     :raises PayloadInvalid: with the path of the value that cannot be stored.
     """
-    # First, because Pydantic writes a NaN inside a model as null, silently.
-    for path in _not_finite(arguments, "$"):
-        raise PayloadInvalid(task, path, "is NaN or infinite, which JSON cannot hold")
+    # First, because Pydantic writes a NaN inside a model as null, silently, and does not say where a surrogate is.
+    for path, reason in _offences(arguments, "$", 1):
+        raise PayloadInvalid(task, path, reason)
     try:
         raw = adapter.dump_json(arguments)
     except (ValueError, RecursionError) as exc:
-        # Pydantic does not say where; the walk does.
-        for path, reason in _offences(pydantic_core.to_jsonable_python(arguments, fallback=str), "$", 1):
-            raise PayloadInvalid(task, path, reason) from exc
         raise PayloadInvalid(task, "$", f"cannot be written as JSON: {safe_text(str(exc), 500)}") from exc
     if len(raw) > MAX_PAYLOAD:
         limit = f"is {len(raw):,} bytes of JSON, the limit is {MAX_PAYLOAD:,}: store it and pass its id"
         raise PayloadInvalid(task, "$", limit)
-    if _is_suspect(raw):
-        for path, reason in _offences(json.loads(raw), "$", 1):
+    if _is_suspect(raw):  # a type's own serializer can write what its values did not show
+        try:
+            written = json.loads(raw)
+        except (ValueError, RecursionError) as exc:
+            raise PayloadInvalid(task, "$", f"cannot be read back as JSON: {safe_text(str(exc), 500)}") from exc
+        for path, reason in _offences(written, "$", 1):
             raise PayloadInvalid(task, path, reason)
     return raw.decode()
-
-
-def decode_arguments(task: str, raw: str) -> dict[str, Any]:
-    """The stored arguments as Python values, for readers that have no task at hand.
-
-    :raises PayloadInvalid: if the row, written by somebody else, is beyond the limits.
-    """
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as exc:
-        raise PayloadInvalid(task, "$", f"the stored payload cannot be decoded: {exc}") from exc
-    if not isinstance(value, dict):
-        raise PayloadInvalid(task, "$", f"the stored payload is no object but {type(value).__name__}")
-    return value
 
 
 def encode_result(adapter: TypeAdapter[Any] | None, value: Any) -> tuple[str | None, Error | None]:
@@ -87,7 +75,7 @@ def encode_result(adapter: TypeAdapter[Any] | None, value: Any) -> tuple[str | N
             raw = _dump(_safe(pydantic_core.to_jsonable_python(value), 1))
         if _is_suspect(raw):
             raw = _dump(_safe(json.loads(raw), 1))
-    except Exception as exc:  # noqa: BLE001 - anything may happen in a value's own serializer
+    except BaseException as exc:  # noqa: BLE001 - a value's own serializer runs here, and may do anything
         return None, describe(
             ResultNotStored(f"the result, {type(value).__name__}, cannot be written as JSON: {_text(exc)}")
         )
@@ -113,11 +101,26 @@ def describe(exception: BaseException) -> Error:
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     try:
         lines = traceback.format_exception(exception) if exception.__traceback__ else []
-    except Exception:  # noqa: BLE001 - the exception's own code runs here
+    except BaseException:  # noqa: BLE001 - the exception's own code runs here
         lines = ["the traceback itself could not be written\n"]
     return Error(
         safe_text(name, 500), safe_text(_text(exception), MAX_MESSAGE), safe_text("".join(lines), MAX_TRACEBACK)
     )
+
+
+def read(stored: str | None) -> Any:
+    """A value from a row, for people to see; one that Python cannot hold, which raw SQL can plant, says so instead."""
+    if stored is None:
+        return None
+    try:
+        return json.loads(stored)
+    except (ValueError, RecursionError) as exc:
+        return {"unreadable": safe_text(f"{type(exc).__name__}: {exc}", 500)}
+
+
+def is_storable(text: str) -> bool:
+    """Whether Postgres can hold the text as it is."""
+    return _offence(text) is None
 
 
 def safe_text(text: str, limit: int) -> str:
@@ -133,7 +136,7 @@ def safe_text(text: str, limit: int) -> str:
 def _text(exception: BaseException) -> str:
     try:
         return str(exception)
-    except Exception as exc:  # noqa: BLE001 - the same
+    except BaseException as exc:  # noqa: BLE001 - the same
         return f"<the message could not be read: {type(exc).__name__}>"
 
 
@@ -145,33 +148,34 @@ def _is_suspect(raw: bytes) -> bool:
     return _SUSPECT.search(raw) is not None or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
 
 
-def _not_finite(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            yield path
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            yield from _not_finite(each, _child(path, key))
-    elif isinstance(value, list | tuple | set | frozenset):
-        for index, each in enumerate(value):
-            yield from _not_finite(each, f"{path}[{index}]")
-    elif isinstance(value, BaseModel):
-        yield from _not_finite(value.__dict__, path)
-    elif dataclasses.is_dataclass(value):
-        yield from _not_finite(vars(value) if hasattr(value, "__dict__") else {}, path)
-
-
 def _offences(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict | list):
-        if depth > MAX_DEPTH:
-            yield path, f"is nested deeper than {MAX_DEPTH} levels"
-            return
-        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
-            below = _child(path, key) if isinstance(key, str) else f"{path}[{key}]"
-            yield from _offences(key, below, depth + 1)
+    children = _children(value)
+    if children is None:
+        if (reason := _offence(value)) is not None:
+            yield path, reason
+    elif depth > MAX_DEPTH:
+        yield path, f"is nested deeper than {MAX_DEPTH} levels"
+    else:
+        for key, each in children:
+            below = f"{path}[{key}]" if isinstance(key, int) else _child(path, key)
+            if isinstance(key, str) and (reason := _offence(key)) is not None:
+                yield below, reason
             yield from _offences(each, below, depth + 1)
-    elif (reason := _offence(value)) is not None:
-        yield path, reason
+
+
+def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """What is inside a value that JSON writes as an object or an array, by key; None if nothing is."""
+    if isinstance(value, str | int | float):  # almost always
+        return None
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return enumerate(value)
+    if isinstance(value, BaseModel):
+        return value
+    if dataclasses.is_dataclass(value):
+        return ((field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value))
+    return None
 
 
 def _offence(value: Any) -> str | None:

@@ -7,7 +7,6 @@ in there.
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,7 +43,7 @@ class Runner:
         self._held = held
         self._wake = wake
         self._lanes = {name: Lane(name, slots, settings.prefetch) for name, slots in settings.queues.items()}
-        self._suspects: deque[Claim] = deque()
+        self._suspect: Claim | None = None
         self._running: dict[Claim, asyncio.Task[None] | None] = {}
         self._threads = ThreadPoolExecutor(sum(settings.queues.values()), thread_name_prefix="outbox")
         self._idle = asyncio.Event()
@@ -53,9 +52,14 @@ class Runner:
     def __len__(self) -> int:
         return len(self._running)
 
+    @property
+    def holds_suspect(self) -> bool:
+        """Whether a job is held, or its outcome still unwritten, that fails if it loses one worker more."""
+        return self._suspect is not None and self._held.get(self._suspect.id) is self._suspect
+
     def wanted(self) -> dict[str, int]:
         """For each queue with room, how many claims to take now."""
-        if self._suspects or len(self._settler) > MAX_BACKLOG:
+        if len(self._settler) > MAX_BACKLOG:
             return {}
         now = time.monotonic()
         return {lane.name: wants for lane in self._lanes.values() if (wants := lane.wants(now))}
@@ -69,7 +73,11 @@ class Runner:
         came = dict.fromkeys(wanted, 0)
         for claim in taken:
             came[claim.queue] += 1
-            (self._suspects if claim.is_suspect else self._lanes[claim.queue].waiting).append(claim)
+            if claim.is_suspect:
+                self._suspect = claim
+                self._lanes[claim.queue].waiting.appendleft(claim)  # not to be blamed for what it would wait behind
+            else:
+                self._lanes[claim.queue].waiting.append(claim)
         for name, count in came.items():
             self._lanes[name].hungry = count >= wanted[name]
             self._fill(self._lanes[name])
@@ -105,7 +113,6 @@ class Runner:
         self._closed = True
         for lane in self._lanes.values():
             self._release(lane.clear())
-        self._release([claim for claim in self._suspects if claim not in self._running])
 
     def interrupt_all(self) -> None:
         """Tell every running handler to stop, for the process is leaving."""
@@ -129,24 +136,11 @@ class Runner:
     def _fill(self, lane: Lane) -> None:
         if self._closed:
             return
-        if self._suspects:
-            self._start_suspect()
-            return
         now = time.monotonic()
         while (claim := lane.next(now)) is not None:
-            self._start(claim, lane)
-
-    def _start_suspect(self) -> None:
-        """Start a job whose next dead worker would be its last, once nothing else runs: none but it can be blamed."""
-        if not self._running:
-            claim = self._suspects[0]
-            self._lanes[claim.queue].running += 1
-            self._start(claim, self._lanes[claim.queue])
-
-    def _start(self, claim: Claim, lane: Lane) -> None:
-        self._running[claim] = None
-        # The loop itself keeps only weak references; _perform puts its own task into _running.
-        self._starting = asyncio.create_task(self._perform(claim, lane))
+            self._running[claim] = None
+            # The loop itself keeps only weak references; _perform puts its own task into _running.
+            self._starting = asyncio.create_task(self._perform(claim, lane))
 
     async def _perform(self, claim: Claim, lane: Lane) -> None:
         # Only from here on may the task be cancelled: one cancelled before its first step would never end its claim.
@@ -155,17 +149,13 @@ class Runner:
         outcome = await attempt.run(self._outbox[claim.task], claim, self._threads)
         if claim not in self._running:
             return  # handed back while it ran on: see leave_behind
+        seconds = time.monotonic() - started
         del self._running[claim]
         self._settler.put(claim, outcome)
-        _report(claim, outcome, started)
-        lane.running -= 1
-        if claim.is_suspect:
-            self._suspects.remove(claim)
-            for each in self._lanes.values():
-                self._fill(each)
-        else:
-            self._fill(lane)
-        if claim.is_suspect or (lane.hungry and lane.has_room()):
+        _report(claim, outcome, seconds)
+        lane.give_back(seconds)
+        self._fill(lane)
+        if lane.hungry and lane.has_room():
             self._wake()
         if not self._running:
             self._idle.set()
@@ -181,8 +171,8 @@ class Runner:
 
     def _take_out(self, claim: Claim) -> bool:
         """Take a claim that has not started out of what waits; whether it was there."""
-        waiting = self._suspects if claim.is_suspect else self._lanes[claim.queue].waiting
-        if claim in self._running or claim not in waiting:
+        waiting = self._lanes[claim.queue].waiting
+        if claim not in waiting:
             return False
         waiting.remove(claim)
         return True
@@ -194,7 +184,7 @@ class Runner:
             events.emit(events.INFO, "jobs_released", count=len(claims))
 
 
-def _report(claim: Claim, outcome: Outcome, started: float) -> None:
+def _report(claim: Claim, outcome: Outcome, seconds: float) -> None:
     succeeded = isinstance(outcome, Finished) and outcome.state is State.SUCCEEDED
     level = events.DEBUG if succeeded else events.INFO
     if not events.log.isEnabledFor(level):
@@ -207,5 +197,5 @@ def _report(claim: Claim, outcome: Outcome, started: float) -> None:
         attempt=claim.attempt,
         outcome=outcome.state if isinstance(outcome, Finished) else "postponed",
         error=outcome.error.type if outcome.error else None,
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(seconds, 3),
     )

@@ -41,20 +41,25 @@ from unnest(
 # The CTE is MATERIALIZED on purpose. Written as ``where id in (select .. limit n for update skip locked)`` the planner
 # may run the subquery more than once, and then claims more than n (34 for a limit of 2 have been seen).
 #
+# A suspect has lost $7 workers or more, and the next will be its last. A worker holds one at a time ($8: whether it may
+# take one now), for were two held when it dies, the innocent one would be blamed too. Those passed over stay as they
+# are: locked until the statement ends, and not taken.
+#
 # The fence grows here and nowhere else. Only tasks that this worker knows ($4) are claimed; the others wait for one
 # that does.
 CLAIM = """
 with taken as materialized (
-    select candidate.id
+    select candidate.id, candidate.lost >= $7 as suspect
     from unnest($1::text[], $2::integer[]) as wanted (queue, slots)
     cross join lateral (
-        select due.id
+        select due.id, due.lost
         from unnest($3::smallint[]) as level (priority)
         cross join lateral (
-            select live.id
+            select live.id, live.lost
             from outbox.live_job live
             where live.state = 'pending' and live.queue = wanted.queue and live.priority = level.priority
               and live.run_at <= now() and live.task = any ($4::text[])
+              and (live.lost < $7 or $8)
             order by live.run_at, live.id
             limit wanted.slots
             for update skip locked
@@ -65,9 +70,13 @@ with taken as materialized (
 update outbox.live_job live
 set state = 'running', fence = fence + 1, worker_id = $5, started_at = clock_timestamp(),
     lease_until = clock_timestamp() + make_interval(secs => $6)
-where live.id = any (array(select id from taken))
+where live.id = any (array(
+    select id from taken where not suspect
+    union all
+    (select id from taken where suspect limit 1)
+))
 returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
-          live.max_attempts, live.fence, live.created_at, live.lost
+          live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect
 """
 
 # running → running.   Guard: fence.   Index: primary key.

@@ -6,13 +6,19 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, or_, select
+from sqlalchemy import ColumnElement, Select, Text, cast, false, or_, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from outbox import payload
 from outbox.job import Job, State
 from outbox.table import job
 
 MAX_PAGE = 200
+
+# JSON is read as text and decoded row by row, for a driver that fails on one value fails the whole page.
+_JSON = tuple(each.name for each in job.columns if isinstance(each.type, JSONB))
+_COLUMNS = tuple(cast(each, Text).label(each.name) if each.name in _JSON else each for each in job.columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +47,8 @@ class Page:
 
 async def get(connection: AsyncSession | AsyncConnection, id: UUID) -> Job | None:
     """The job, or None if there is none (any more)."""
-    row = (await connection.execute(select(job).where(job.c.id == id))).mappings().first()
-    return None if row is None else as_job(row)
+    row = (await connection.execute(select(*_COLUMNS).where(job.c.id == id))).mappings().first()
+    return None if row is None else _job(row)
 
 
 async def page(
@@ -54,14 +60,14 @@ async def page(
     :param before: the ``next`` of the page before this one.
     """
     limit = max(1, min(limit, MAX_PAGE))
-    statement = select(job).where(*_conditions(wanted)).order_by(job.c.id.desc()).limit(limit + 1)
-    jobs = [as_job(row) for row in (await connection.execute(_before(statement, before))).mappings()]
+    statement = select(*_COLUMNS).where(*_conditions(wanted)).order_by(job.c.id.desc()).limit(limit + 1)
+    jobs = [_job(row) for row in (await connection.execute(_before(statement, before))).mappings()]
     return Page(jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None)
 
 
-def as_job(row: Mapping[Any, Any]) -> Job:
-    """A job from a row of the view."""
+def _job(row: Mapping[Any, Any]) -> Job:
     values = {field: row[field] for field in Job.__dataclass_fields__}
+    values |= {name: payload.read(values[name]) for name in _JSON}
     values["state"] = State(values["state"])
     values["errors"] = values["errors"] or []
     values["tags"] = values["tags"] or []
@@ -77,13 +83,18 @@ def _conditions(wanted: JobFilter) -> list[ColumnElement[bool]]:
     if wanted.states:
         conditions.append(job.c.state.in_([state.value for state in wanted.states]))
     if wanted.queues:
-        conditions.append(job.c.queue.in_(wanted.queues))
+        conditions.append(job.c.queue.in_(_storable(wanted.queues)))
     if wanted.tasks:
-        conditions.append(job.c.task.in_(wanted.tasks))
+        conditions.append(job.c.task.in_(_storable(wanted.tasks)))
     if wanted.tags:
-        conditions.append(or_(*(job.c.tags.contains([tag]) for tag in wanted.tags)))
+        conditions.append(or_(false(), *(job.c.tags.contains([tag]) for tag in _storable(wanted.tags))))
     if wanted.created_after is not None:
         conditions.append(job.c.created_at >= wanted.created_after)
     if wanted.created_before is not None:
         conditions.append(job.c.created_at < wanted.created_before)
     return conditions
+
+
+def _storable(names: Sequence[str]) -> list[str]:
+    """Those that a row can hold at all; Postgres fails on the others where it should find nothing."""
+    return [name for name in names if payload.is_storable(name)]

@@ -209,7 +209,7 @@ class Outbox:
 
         def register(handler: Callable[..., Any]) -> Task[..., Any]:
             chosen = str(name or getattr(handler, "__name__", ""))
-            if not 1 <= len(chosen) <= MAX_NAME or not chosen.isprintable():
+            if not enqueue.is_name(chosen):
                 raise DeclarationError(f"task {chosen!r}: a name must be 1 to {MAX_NAME} printable characters")
             if limit is not None and not 0 < limit <= 7 * 86_400:
                 raise DeclarationError(

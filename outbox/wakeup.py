@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from outbox import events
@@ -69,7 +68,7 @@ class Notifier:
             try:
                 async with self._engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
                     await self._send_for_ever(connection)
-            except (SQLAlchemyError, OSError) as exc:
+            except Exception as exc:  # noqa: BLE001 - a hint may get lost for any reason, the next one must not
                 events.emit(events.DEBUG, "hint_lost", error=exc)
                 await asyncio.sleep(1)
 

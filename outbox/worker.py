@@ -96,9 +96,13 @@ class Worker:
             at once, since they are still running in it.
         :raises SchemaMismatch: if the database's schema is not what this release needs.
         """
-        claim_link = Link(self._url, self._settings, "outbox claim")
-        if not await self._wait_for_database(claim_link):
-            return True
+        link = Link(self._url, self._settings, "outbox claim")
+        try:
+            return await self._work(link) if await self._wait_for_database(link) else True
+        finally:
+            await link.close()
+
+    async def _work(self, claim_link: Link) -> bool:
         events.emit(
             events.INFO, "worker_started", worker_id=self.id, queues=dict(self._settings.queues), tasks=len(self._tasks)
         )
@@ -122,7 +126,6 @@ class Worker:
             for loop in (claiming, *loops):
                 loop.cancel()
             await asyncio.gather(claiming, *loops, return_exceptions=True)
-            await claim_link.close()
             await self._settler.close()
 
     async def _wait_for_database(self, link: Link) -> bool:
@@ -159,7 +162,14 @@ class Worker:
                 await self._sleep(self._settings.poll_max)
                 continue
             try:
-                taken = await claims.take(link, wanted, self._tasks, self.id, self._settings.lease)
+                taken = await claims.take(
+                    link,
+                    wanted,
+                    self._tasks,
+                    self.id,
+                    self._settings.lease,
+                    suspect=not self._runner.holds_suspect,
+                )
             except FAILURES as exc:
                 await link.pause(exc)
                 continue

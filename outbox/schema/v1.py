@@ -207,6 +207,16 @@ UP = (
             raise exception 'outbox.enqueue: payload holds a number beyond 64 bit: pass it as a string'
                 using errcode = 'numeric_value_out_of_range';
         end if;
+        if jsonb_typeof(enqueue.tags) <> 'array'
+            or jsonb_path_exists(enqueue.tags, 'strict $[*] ? (@.type() != "string" || @ == "")')
+        then
+            raise exception 'outbox.enqueue: tags must be a JSON array of strings that are not empty'
+                using errcode = 'invalid_parameter_value';
+        end if;
+        if enqueue.delay < interval '0' then
+            raise exception 'outbox.enqueue: delay is %, it must not be negative', enqueue.delay
+                using errcode = 'invalid_parameter_value';
+        end if;
         if enqueue.delay is not null and enqueue.run_at is not null then
             raise exception 'outbox.enqueue: give delay or run_at, not both' using errcode = 'invalid_parameter_value';
         end if;
