@@ -37,7 +37,8 @@ def jobs_per_second(bin_dir: Path, dsn: str, *, jobs: int, batch: int) -> float:
     script = Path("build/floor.sql")
     script.parent.mkdir(exist_ok=True)
     script.write_text(_SCRIPT.format(batch=batch))
-    command: list[str | Path] = [bin_dir / "pgbench", "-n", "-c", "1", "-M", "simple", "-t", str(jobs // batch), "-f", script, dsn]
+    options = ["-n", "-c", "1", "-M", "simple", "-t", str(jobs // batch)]
+    command: list[str | Path] = [bin_dir / "pgbench", *options, "-f", script, dsn]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"tps = ([0-9.]+)", printed)
     if found is None:

@@ -1,0 +1,34 @@
+"""Fixtures of the database tests: the worker's own kind of connection, and a plain one to look with."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from outbox import connection
+from outbox.connection import Link
+from outbox.settings import WorkerSettings
+
+
+@pytest.fixture
+async def link(database_url: str) -> AsyncIterator[Link]:
+    """A worker's connection; a statement that has to wait for a lock fails after a second."""
+    link = Link(database_url, WorkerSettings(), "test", timeout=5)
+    yield link
+    await link.close()
+
+
+@pytest.fixture
+async def other_link(database_url: str) -> AsyncIterator[Link]:
+    """Another worker's connection."""
+    link = Link(database_url, WorkerSettings(), "other test", timeout=5)
+    yield link
+    await link.close()
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A plain connection of a bystander, with the server's own planner settings."""
+    db = await asyncpg.connect(connection.dsn(database_url))
+    yield db
+    await db.close(timeout=5)
