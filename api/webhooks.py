@@ -8,6 +8,7 @@ are not used, since either would choose the address anew. The same holds for eac
 import asyncio
 import ipaddress
 import json
+import logging
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,8 @@ from pydantic import SecretStr
 from standardwebhooks import Webhook
 
 from outbox import Cancel, Retry
+
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # else it writes a line for each request
 
 TIMEOUT = 10.0
 """Seconds for all of it: name, connection, request, answer."""

