@@ -75,6 +75,9 @@ class Job:
     result: Any
     errors: list[dict[str, Any]]
     tags: list[str]
+    key: str | None
+    version: int
+    checkpoint: Any
 
     @property
     def done(self) -> bool:

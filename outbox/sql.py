@@ -121,9 +121,14 @@ select live.id from outbox.live_job live
 where live.id = any ($1::uuid[]) and live.cancel_requested_at is not null
 """
 
+# What a job takes along from one table to the other, whatever the move.
+_KEPT = """
+        id, task, queue, priority, run_at, payload, max_attempts, fence, worker_id, created_at, started_at, tags, key,
+        version, checkpoint"""
+
 # running → succeeded | failed | cancelled.   Guard: fence.   Index: primary key.
 # The row moves to the table of finished jobs in the same statement. Answers the position of each job that was settled.
-FINISH = """
+FINISH = f"""
 with ended as materialized (
     select mine.*, outcome.n, outcome.final, outcome.result, outcome.error, outcome.said
     from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[]) with ordinality
@@ -136,15 +141,10 @@ with ended as materialized (
 ), gone as (
     delete from outbox.live_job where id = any (array(select id from ended))
 ), moved as (
-    insert into outbox.finished_job (
-        id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id, created_at,
-        started_at, cancel_requested_at, progress, errors, tags, result
-    )
-    select id, task, queue, final, priority, run_at, payload, attempt + 1, max_attempts, lost, fence, worker_id,
-           created_at, started_at, cancel_requested_at, coalesce(said::jsonb, progress),
+    insert into outbox.finished_job ({_KEPT}, state, attempt, lost, cancel_requested_at, progress, result, errors)
+    select {_KEPT}, final, attempt + 1, lost, cancel_requested_at, coalesce(said::jsonb, progress), result::jsonb,
            case when error is null then errors else outbox.append_error(errors, error::jsonb || jsonb_build_object(
-               'attempt', attempt + 1, 'fence', fence, 'at', clock_timestamp(), 'worker_id', worker_id)) end,
-           tags, result::jsonb
+               'attempt', attempt + 1, 'fence', fence, 'at', clock_timestamp(), 'worker_id', worker_id)) end
     from ended
 )
 select n from ended
@@ -170,7 +170,7 @@ returning outcome.n
 # running → pending | failed | cancelled, by any worker, when a lease is over.   Index: live_job_lease_until.
 # A dead worker is not the job's fault: no attempt is charged. But a job that has lost $1 workers is poison and fails.
 # $2: how many at most, in the order of their leases, so that no row can hide behind others for ever.
-RESCUE = """
+RESCUE = f"""
 with expired as materialized (
     select live.id,
            case when live.cancel_requested_at is not null then 'cancelled'
@@ -195,12 +195,8 @@ with expired as materialized (
     where live.id = any (array(select id from expired)) and live.id = expired.id and expired.next <> 'pending'
     returning live.*, expired.next, expired.error
 ), moved as (
-    insert into outbox.finished_job (
-        id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id, created_at,
-        started_at, cancel_requested_at, progress, errors, tags
-    )
-    select id, task, queue, next, priority, run_at, payload, attempt, max_attempts, lost + 1, fence, worker_id,
-           created_at, started_at, cancel_requested_at, progress, outbox.append_error(errors, error), tags
+    insert into outbox.finished_job ({_KEPT}, state, attempt, lost, cancel_requested_at, progress, errors)
+    select {_KEPT}, next, attempt, lost + 1, cancel_requested_at, progress, outbox.append_error(errors, error)
     from ended
 )
 select next, count(*)::integer as count from expired group by next
@@ -211,16 +207,12 @@ LOCK_LIVE = "select state from outbox.live_job where id = :id for update"
 LOCK_FINISHED = "select state from outbox.finished_job where id = :id for update"
 
 # pending → cancelled.   Guard: the caller holds the row's lock.
-CANCEL = """
+CANCEL = f"""
 with ended as (
     delete from outbox.live_job where id = :id and state = 'pending' returning *
 )
-insert into outbox.finished_job (
-    id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id, created_at,
-    started_at, cancel_requested_at, progress, errors, tags
-)
-select id, task, queue, 'cancelled', priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
-       created_at, started_at, clock_timestamp(), progress, errors, tags
+insert into outbox.finished_job ({_KEPT}, state, attempt, lost, cancel_requested_at, progress, errors)
+select {_KEPT}, 'cancelled', attempt, lost, clock_timestamp(), progress, errors
 from ended
 """
 
@@ -237,8 +229,10 @@ with revived as (
     delete from outbox.finished_job where id = :id and state in ('failed', 'cancelled') returning *
 )
 insert into outbox.live_job (
-    id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags
+    id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
+    version, checkpoint
 )
-select id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags
+select id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
+       version, checkpoint
 from revived
 """

@@ -36,11 +36,20 @@ def _job_columns() -> list[Column[object]]:
     ]
 
 
+def _later_columns() -> list[Column[object]]:
+    return [
+        Column("key", Text),
+        Column("version", SmallInteger, nullable=False, server_default=text("1")),
+        Column("checkpoint", JSONB),
+    ]
+
+
 live_job = Table(
     "live_job",
     metadata,
     Column("id", UUID, primary_key=True, server_default=text("outbox.uuid7()")),
     *_job_columns(),
+    *_later_columns(),
     Index("live_job_claim", "queue", "priority", "run_at", "id", postgresql_where=text("state = 'pending'")),
     Index("live_job_lease_until", "lease_until", postgresql_where=text("lease_until is not null")),
 )
@@ -52,6 +61,7 @@ finished_job = Table(
     *_job_columns(),
     Column("result", JSONB),
     Column("finished_at", DateTime(timezone=True), primary_key=True, server_default=text("now()")),
+    *_later_columns(),
     postgresql_partition_by="range (finished_at)",
 )
 

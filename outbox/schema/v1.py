@@ -48,6 +48,21 @@ _COMMENTS = {
     "tags": "array of strings, to find jobs by",
 }
 
+_SHOWN = (
+    "id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id, lease_until, "
+    "created_at, started_at, cancel_requested_at, progress, errors, tags"
+)
+
+
+def both_tables(*later: str) -> str:
+    """The query of the view ``outbox.job``, with columns that later versions have added to both tables."""
+    more = "".join(f", {name}" for name in later)
+    live = f"select {_SHOWN}, null::jsonb as result, null::timestamptz as finished_at{more} from outbox.live_job"
+    return f"{live} union all select {_SHOWN}, result, finished_at{more} from outbox.finished_job"
+
+
+VIEW_COMMENT = "comment on view outbox.job is 'every job, live and finished'"
+
 UP = (
     "create schema outbox",
     "comment on schema outbox is 'jobs that are written in the same transaction as business data'",
@@ -128,19 +143,8 @@ UP = (
         for table in ("live_job", "finished_job")
         for column, meaning in _COMMENTS.items()
     ),
-    """
-    create view outbox.job as
-        select id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
-               lease_until, created_at, started_at, cancel_requested_at, progress, errors, tags,
-               null::jsonb as result, null::timestamptz as finished_at
-        from outbox.live_job
-        union all
-        select id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
-               lease_until, created_at, started_at, cancel_requested_at, progress, errors, tags,
-               result, finished_at
-        from outbox.finished_job
-    """,
-    "comment on view outbox.job is 'every job, live and finished'",
+    "create view outbox.job as " + both_tables(),
+    VIEW_COMMENT,
     # Partitions of finished_job: one per day, made ahead, dropped by age. Short locks, or none: see maintenance.py.
     """
     create function outbox.partition_name(day date) returns text language sql immutable as $$

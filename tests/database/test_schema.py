@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -14,7 +15,6 @@ from outbox import migrate, schema, status, table
 from outbox.connection import dsn
 from outbox.errors import SchemaMismatch
 from outbox.job import Job
-from outbox.schema import v1
 from tests import factories
 from tests.waiting import eventually
 
@@ -47,14 +47,17 @@ async def objects(db: asyncpg.Connection) -> list[str]:
     return [row["what"] for row in await db.fetch(OBJECTS)]
 
 
-async def upgrade(engine: AsyncEngine) -> None:
+async def move(engine: AsyncEngine, way: Callable[..., None], from_: int, to: int) -> None:
     async with engine.begin() as connection:
-        await connection.run_sync(lambda sync: schema.upgrade(factories.execute_on(sync), from_=0, to=schema.LATEST))
+        await connection.run_sync(lambda sync: way(factories.execute_on(sync), from_=from_, to=to))
+
+
+async def upgrade(engine: AsyncEngine) -> None:
+    await move(engine, schema.upgrade, 0, schema.LATEST)
 
 
 async def downgrade(engine: AsyncEngine) -> None:
-    async with engine.begin() as connection:
-        await connection.run_sync(lambda sync: schema.downgrade(factories.execute_on(sync), from_=schema.LATEST, to=0))
+    await move(engine, schema.downgrade, schema.LATEST, 0)
 
 
 async def test_down_and_up_again_is_what_it_was(engine: AsyncEngine, db: asyncpg.Connection) -> None:
@@ -86,6 +89,25 @@ async def test_an_upgrade_that_is_rolled_back_leaves_nothing(engine: AsyncEngine
     assert await objects(db) == []
 
 
+async def test_jobs_go_up_and_down_with_the_versions(engine: AsyncEngine, db: asyncpg.Connection) -> None:
+    await downgrade(engine)
+    await move(engine, schema.upgrade, 0, 1)
+    await db.execute(
+        """
+        select outbox.enqueue('noop', '{"n": 1}', tags => '["t"]');
+        insert into outbox.finished_job (id, task, state, result) values (outbox.uuid7(), 'noop', 'succeeded', '1')
+        """
+    )
+    whole = "select jsonb_agg(to_jsonb(job) order by id) from outbox.job"
+    before = await db.fetchval(whole)
+    for version in range(1, schema.LATEST):
+        await move(engine, schema.upgrade, version, version + 1)
+    assert [job.state for job in await factories.read_all(engine)] == ["pending", "succeeded"]
+    await move(engine, schema.downgrade, schema.LATEST, 1)
+    assert await db.fetchval(whole) == before
+    await move(engine, schema.upgrade, 1, schema.LATEST)
+
+
 @pytest.mark.parametrize(("from_", "to"), [(0, 0), (1, 1), (1, 0), (0, schema.LATEST + 1), (-1, 1)])
 def test_a_way_up_that_does_not_exist_is_refused(from_: int, to: int) -> None:
     said: list[str] = []
@@ -100,7 +122,8 @@ def test_a_way_down_that_does_not_exist_is_refused() -> None:
 
 
 def test_every_statement_is_one_statement() -> None:
-    for statement in (*v1.UP, *v1.DOWN):
+    statements = [each for version in schema.VERSIONS.values() for each in (*version.UP, *version.DOWN)]
+    for statement in statements:
         code = re.sub(r"\$\$.*?\$\$|'[^']*'", "", statement, flags=re.DOTALL)
         assert ";" not in code
         # Alembic and SQLAlchemy would take these for parameters, inside a function's body as well.
@@ -221,7 +244,7 @@ async def test_an_empty_database_is_migrated_once(
 async def test_many_migrators_at_once_do_the_work_once(engine: AsyncEngine, database_url: str) -> None:
     await downgrade(engine)
     answers = await asyncio.gather(*(migrate.migrate(database_url) for _ in range(6)))
-    assert sorted(answers) == [(0, 1)] + [(1, 1)] * 5
+    assert sorted(answers) == [(0, schema.LATEST)] + [(schema.LATEST, schema.LATEST)] * 5
 
 
 async def test_a_database_that_is_ahead_is_refused(database_url: str, db: asyncpg.Connection) -> None:
@@ -244,7 +267,7 @@ async def test_a_migrator_waits_for_another_one(engine: AsyncEngine, database_ur
     await eventually(waits)
     assert not migrating.done()
     await transaction.rollback()
-    assert await migrating == (0, 1)
+    assert await migrating == (0, schema.LATEST)
 
 
 async def test_a_locked_catalogue_is_tried_again(
@@ -266,4 +289,4 @@ async def test_a_locked_catalogue_is_tried_again(
     assert not migrating.done()
     await blocker.execute("rollback")
     await blocker.close()
-    assert await migrating == (0, 1)
+    assert await migrating == (0, schema.LATEST)
