@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
-from outbox import payload
+from outbox import completion, payload
 from outbox.context import Claim, JobContext, Stop
 from outbox.errors import AttemptTimeout, PayloadInvalid, UnexpectedCancel
 from outbox.job import State
@@ -33,6 +33,8 @@ async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
         value = await _limited(task, claim, arguments, threads)
     except BaseException as exc:  # noqa: BLE001 - SystemExit, too, is a handler's failure and not the worker's
         return _ended_by(task, claim, exc)
+    if isinstance(value, Finished):
+        return value
     if isinstance(value, Snooze | Cancel):
         return _judged(task, claim, value)
     return Finished(State.SUCCEEDED, *payload.encode_result(task.result, value))
@@ -42,12 +44,13 @@ async def _limited(task: Task[..., Any], claim: Claim, arguments: dict[str, Any]
     if not task.is_async:
         # A thread cannot be cancelled: its limit is kept by _in_thread.
         return await _resolved(task, partial(_in_thread, task, claim, threads=threads), arguments)
+    call = task.handler if task.session is None else partial(completion.run, task, claim)
     if task.timeout is None:
-        return await _resolved(task, task.handler, arguments)
+        return await _resolved(task, call, arguments)
     limit = asyncio.timeout(task.timeout)
     try:
         async with limit:
-            return await _resolved(task, task.handler, arguments)
+            return await _resolved(task, call, arguments)
     except TimeoutError:
         if not limit.expired():
             raise

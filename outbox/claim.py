@@ -1,6 +1,5 @@
 """Take jobs, and settle how their attempts ended; each guarded by the fence."""
 
-import json
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
@@ -101,7 +100,7 @@ async def _finish(link: Link, finished: Sequence[tuple[Claim, Finished]]) -> lis
         [claim.fence for claim, _ in finished],
         [outcome.state.value for _, outcome in finished],
         [outcome.result for _, outcome in finished],
-        [outcome.error and _json(outcome.error) for _, outcome in finished],
+        [outcome.error and outcome.error.as_json() for _, outcome in finished],
         [claim.progress for claim, _ in finished],
     )
     return _missing(finished, rows)
@@ -114,7 +113,7 @@ async def _postpone(link: Link, postponed: Sequence[tuple[Claim, Postponed]]) ->
         [claim.fence for claim, _ in postponed],
         [outcome.delay for _, outcome in postponed],
         [int(outcome.charged) for _, outcome in postponed],
-        [outcome.error and _json(outcome.error) for _, outcome in postponed],
+        [outcome.error and outcome.error.as_json() for _, outcome in postponed],
         [claim.progress for claim, _ in postponed],
     )
     return _missing(postponed, rows)
@@ -141,10 +140,6 @@ def _without_texts(outcome: Outcome, exc: Exception) -> Outcome:
 def _reason(exc: Exception) -> str:
     # Not the message, which may repeat the value.
     return getattr(exc, "sqlstate", None) or type(exc).__name__
-
-
-def _json(error: Error) -> str:
-    return json.dumps({"type": error.type, "message": error.message, "traceback": error.traceback}, ensure_ascii=False)
 
 
 def _order(claim: Claim) -> tuple[int, object]:

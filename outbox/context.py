@@ -23,7 +23,8 @@ class Claim:
 
     A suspect has lost so many workers that the next would be its last: a worker holds one of them at a time, so that
     no other is blamed for what one of them does.
-    ``progress`` and ``stop`` change while it runs: the handler writes the one, the worker the other.
+    ``progress`` and ``stop`` change while it runs: the handler writes the one, the worker the other. Once it is
+    ``settling`` in the handler's own transaction nothing stops it any more: its fence decides.
     """
 
     id: UUID
@@ -41,6 +42,7 @@ class Claim:
     progress: str | None = None
     progress_told: str | None = None
     stop: Stop | None = None
+    settling: bool = False
 
 
 class JobContext:

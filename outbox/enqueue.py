@@ -124,10 +124,18 @@ async def add_many(connection: AsyncSession | AsyncConnection, jobs: Iterable[Ne
     return batch
 
 
-def _write(connection: Connection, jobs: list[NewJob]) -> None:
+def refuse_autocommit(connection: Connection) -> None:
+    """Refuse a connection that has no transactions.
+
+    :raises EnqueueFailed: if it is in autocommit.
+    """
     raw = connection.connection.dbapi_connection
     if raw is not None and connection.dialect.detect_autocommit_setting(raw):
         raise EnqueueFailed("this connection is in autocommit: its jobs would not be part of any transaction of yours")
+
+
+def _write(connection: Connection, jobs: list[NewJob]) -> None:
+    refuse_autocommit(connection)
     connection.execute(_ENQUEUE, _columns(jobs))
 
 

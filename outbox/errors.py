@@ -10,6 +10,8 @@ OutboxError
 └── AttemptError          how an attempt can fail without the handler's own exception
     ├── AttemptTimeout    the handler ran longer than its time limit
     ├── UnexpectedCancel  the handler raised CancelledError although nobody had cancelled it
+    ├── LeaseLost         the job was no longer this worker's when its handler's transaction was to commit
+    ├── CommitRefused     the handler committed the session that the worker commits
     └── ResultNotStored   the handler succeeded, its return value could not be stored
 """
 
@@ -80,6 +82,14 @@ class AttemptTimeout(AttemptError):
 
 class UnexpectedCancel(AttemptError):
     """The handler raised ``CancelledError`` although neither a person nor a shutdown had cancelled it."""
+
+
+class LeaseLost(AttemptError):
+    """The claim is not good any more: somebody else has the job. Nothing that its handler wrote was committed."""
+
+
+class CommitRefused(AttemptError):
+    """The handler committed the session that it was given. The worker does that, together with the job's state."""
 
 
 class ResultNotStored(AttemptError):

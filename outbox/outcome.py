@@ -1,6 +1,7 @@
 """How one attempt ended, and who decides it: ``judge``, which knows no database and no clock."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 from outbox.backoff import Retry, RetryAfter, seconds
@@ -15,17 +16,23 @@ class Error:
     message: str
     traceback: str = ""
 
+    def as_json(self) -> str:
+        """As a row keeps it."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
     """The job is over: ``state`` is terminal.
 
     :ivar result: the return value as JSON text, or None if there is none.
+    :ivar written: whether the handler's own transaction has written it already.
     """
 
     state: State
     result: str | None = None
     error: Error | None = None
+    written: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,10 @@ class Runner:
             return  # handed back while it ran on: see leave_behind
         seconds = time.monotonic() - started
         del self._running[claim]
-        self._settler.put(claim, outcome)
+        if isinstance(outcome, Finished) and outcome.written:
+            self._held.pop(claim.id, None)
+        else:
+            self._settler.put(claim, outcome)
         _report(claim, outcome, seconds)
         lane.give_back(seconds)
         self._fill(lane)
@@ -161,7 +164,7 @@ class Runner:
             self._idle.set()
 
     def _interrupt(self, claim: Claim, why: Stop) -> bool:
-        if claim not in self._running or claim.stop is not None:
+        if claim not in self._running or claim.stop is not None or claim.settling:
             return False
         claim.stop = why
         task = self._running[claim]

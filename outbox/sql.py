@@ -150,6 +150,10 @@ with ended as materialized (
 select n from ended
 """
 
+# running → succeeded, in the handler's own transaction.   Guard: fence.   Index: primary key.
+# A function of the schema, since it runs on a connection without the worker's planner settings.
+FINISH_HERE = "select outbox.finish(cast(:id as uuid), :fence, :result, :error, :progress)"
+
 # running → pending: retry, snooze, release.   Guard: fence; nobody has asked to cancel.   Index: primary key.
 # A job that a person has cancelled meanwhile is left as it is: the caller then finishes it as cancelled.
 POSTPONE = """

@@ -34,6 +34,9 @@ from outbox.outcome import Cancel, Snooze
 P = ParamSpec("P")
 R = TypeVar("R")
 
+Sessions = Callable[[], AsyncSession]
+"""What makes a session; an ``async_sessionmaker`` is one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
@@ -42,6 +45,7 @@ class Parameters:
     signature: inspect.Signature
     adapter: TypeAdapter[dict[str, Any]]
     contexts: tuple[str, ...]
+    session: str | None
     dependencies: dict[str, Any]
 
 
@@ -50,10 +54,18 @@ class Task(Generic[P, R]):
 
     :ivar name: what the row says; a promise to all rows that wait, so it outlives a move of the function.
     :ivar timeout: seconds, or None for no limit.
+    :ivar session: the parameter that takes the session in which the job is settled, if the handler has one.
     """
 
     def __init__(
-        self, handler: Callable[P, Any], *, name: str, options: Options, retry: Retry, timeout: float | None
+        self,
+        handler: Callable[P, Any],
+        *,
+        name: str,
+        options: Options,
+        retry: Retry,
+        timeout: float | None,
+        sessions: Sessions | None = None,
     ) -> None:
         functools.update_wrapper(self, handler)
         self.handler = handler
@@ -66,6 +78,15 @@ class Task(Generic[P, R]):
         self._signature = parameters.signature
         self._adapter = parameters.adapter
         self.contexts = parameters.contexts
+        self.session = parameters.session
+        self.sessions = sessions
+        if self.session is not None and not self.is_async:
+            raise DeclarationError(f"task {name!r}: only an async handler can ask for an AsyncSession")
+        if self.session is not None and sessions is None:
+            raise DeclarationError(
+                f"task {name!r}: {self.session!r} is an AsyncSession; say where to get one: "
+                "Outbox(sessions=async_sessionmaker(engine))"
+            )
         self.resolver = injection.resolver(name, parameters.dependencies) if parameters.dependencies else None
         self.result = result
 
@@ -163,9 +184,14 @@ class Declare:
 
 
 class Outbox:
-    """The tasks that a service declares: name → handler and rules. Holds no connection and reads no environment."""
+    """The tasks that a service declares: name → handler and rules. Holds no connection and reads no environment.
 
-    def __init__(self) -> None:
+    :param sessions: makes the sessions of handlers that ask for an ``AsyncSession`` (see ``completion``), on the
+        database that the worker works on; an ``async_sessionmaker``, say.
+    """
+
+    def __init__(self, *, sessions: Sessions | None = None) -> None:
+        self._sessions = sessions
         self._tasks: dict[str, Task[..., Any]] = {}
 
     def __iter__(self) -> Iterator[Task[..., Any]]:
@@ -217,7 +243,9 @@ class Outbox:
                 )
             if chosen in self._tasks:
                 raise DeclarationError(f"task {chosen!r} is declared twice; give one of them another name=")
-            task: Task[..., Any] = Task(handler, name=chosen, options=options, retry=policy, timeout=limit)
+            task: Task[..., Any] = Task(
+                handler, name=chosen, options=options, retry=policy, timeout=limit, sessions=self._sessions
+            )
             self._tasks[chosen] = task
             return task
 
@@ -237,29 +265,41 @@ def _analyse(name: str, handler: Callable[..., Any]) -> tuple[Parameters, TypeAd
         raise DeclarationError(f"task {name!r}: {exc}; import what its annotations name at module level") from exc
     arguments: list[inspect.Parameter] = []
     contexts: list[str] = []
+    sessions: list[str] = []
     dependencies: dict[str, Any] = {}
     for parameter in inspect.signature(handler).parameters.values():
         annotation = hints.get(parameter.name, Any)
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise DeclarationError(f"task {name!r}: *{parameter.name} cannot be stored; name each argument")
-        if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise DeclarationError(
-                f"task {name!r}: {parameter.name!r} is positional-only; arguments are stored by name"
-            )
+        _refuse_nameless(name, parameter)
         if annotation is JobContext:
             contexts.append(parameter.name)
+        elif inspect.isclass(annotation) and issubclass(annotation, AsyncSession):
+            sessions.append(parameter.name)
         elif injection.is_dependency(annotation):
             dependencies[parameter.name] = annotation
         elif parameter.default is injection.INJECTED:
             raise DeclarationError(
-                f"task {name!r}: {parameter.name!r} is INJECTED, but its annotation says neither JobContext nor Depends"
+                f"task {name!r}: {parameter.name!r} is INJECTED, but its annotation says none of JobContext, "
+                "AsyncSession and Depends"
             )
         else:
             arguments.append(parameter.replace(annotation=annotation))
+    if len(sessions) > 1:
+        raise DeclarationError(f"task {name!r}: {' and '.join(sessions)} are both an AsyncSession; a job has one")
     parameters = Parameters(
-        inspect.Signature(arguments), _arguments_adapter(name, arguments), tuple(contexts), dependencies
+        inspect.Signature(arguments),
+        _arguments_adapter(name, arguments),
+        tuple(contexts),
+        next(iter(sessions), None),
+        dependencies,
     )
     return parameters, _result_adapter(name, hints.get("return", Any))
+
+
+def _refuse_nameless(name: str, parameter: inspect.Parameter) -> None:
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        raise DeclarationError(f"task {name!r}: *{parameter.name} cannot be stored; name each argument")
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        raise DeclarationError(f"task {name!r}: {parameter.name!r} is positional-only; arguments are stored by name")
 
 
 def _arguments_adapter(name: str, arguments: list[inspect.Parameter]) -> TypeAdapter[dict[str, Any]]:

@@ -4,19 +4,17 @@ from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.database import SessionDep
 from api.handlers.registry import outbox
 from api.models import OrderLine, Stock, StockMovement
 from outbox import INJECTED
 
 
 @outbox.task(queue="default", timeout=30)
-async def take_from_stock(order_id: UUID, *, session: SessionDep = INJECTED) -> bool:
-    """Whether this run did it. The row in ``stock_movements`` commits together with the stock: a second run sees it."""
-    moved = insert(StockMovement).values(order_id=order_id).on_conflict_do_nothing().returning(StockMovement.order_id)
-    if await session.scalar(moved) is None:
-        return False
+async def take_from_stock(order_id: UUID, *, session: AsyncSession = INJECTED) -> None:
+    """The stock, the movement and the job's end commit together, so this happens exactly once."""
+    session.add(StockMovement(order_id=order_id))
     sold = (
         select(OrderLine.sku, (-func.sum(OrderLine.quantity)).label("available"))
         .where(OrderLine.order_id == order_id)
@@ -29,4 +27,3 @@ async def take_from_stock(order_id: UUID, *, session: SessionDep = INJECTED) -> 
             index_elements=[Stock.sku], set_={"available": Stock.available + take.excluded.available}
         )
     )
-    return True

@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
+from api.database import sessions
 from api.settings import Settings, get_settings
 from outbox import Depends, Outbox
 
-outbox = Outbox()
+outbox = Outbox(sessions=sessions)
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]

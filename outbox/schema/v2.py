@@ -1,4 +1,4 @@
-"""Version 2 of the ``outbox`` schema: keys, versions of payloads, and checkpoints."""
+"""Version 2 of the ``outbox`` schema: keys, versions of payloads, checkpoints, and jobs settled by their handlers."""
 
 from outbox.schema import v1
 
@@ -22,11 +22,42 @@ UP = (
         for column, meaning in _COMMENTS.items()
     ),
     "create or replace view outbox.job as " + v1.both_tables(*_COMMENTS),
+    # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
+    # without the worker's planner settings. A function brings its own.
+    """
+    create function outbox.finish(id uuid, fence bigint, result text, error text, progress text) returns boolean
+    language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
+    declare
+        job outbox.live_job;
+    begin
+        delete from outbox.live_job live
+        where live.id = finish.id and live.fence = finish.fence and live.state <> 'pending'
+        returning * into job;
+        if not found then
+            return false;
+        end if;
+        insert into outbox.finished_job (
+            id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
+            created_at, started_at, cancel_requested_at, tags, key, version, checkpoint, progress, result, errors
+        ) values (
+            job.id, job.task, job.queue, 'succeeded', job.priority, job.run_at, job.payload, job.attempt + 1,
+            job.max_attempts, job.lost, job.fence, job.worker_id, job.created_at, job.started_at,
+            job.cancel_requested_at, job.tags, job.key, job.version, job.checkpoint,
+            coalesce(finish.progress::jsonb, job.progress), finish.result::jsonb,
+            outbox.append_error(job.errors, finish.error::jsonb || jsonb_build_object(
+                'attempt', job.attempt + 1, 'fence', job.fence, 'at', clock_timestamp(), 'worker_id', job.worker_id))
+        );
+        return true;
+    end
+    $$
+    """,
+    "comment on function outbox.finish is 'settles a claim as succeeded with the current transaction; false if stale'",
     "insert into outbox.schema_version (version) values (2)",
 )
 
 DOWN = (
     "delete from outbox.schema_version where version = 2",
+    "drop function outbox.finish",
     "drop view outbox.job",
     f"alter table outbox.finished_job {_DROP}",
     f"alter table outbox.live_job {_DROP}",

@@ -124,7 +124,7 @@ async def test_every_statement_reads_the_index_it_was_written_for(
 
 
 def test_every_statement_of_the_worker_is_explained() -> None:
-    of_people = {"ENQUEUE", "LOCK_LIVE", "LOCK_FINISHED", "CANCEL", "REQUEST_CANCEL", "REQUEUE"}
+    of_people = {"ENQUEUE", "FINISH_HERE", "LOCK_LIVE", "LOCK_FINISHED", "CANCEL", "REQUEST_CANCEL", "REQUEUE"}
     assert {name for name in vars(sql) if name.isupper() and not name.startswith("_")} == STATEMENTS.keys() | of_people
 
 

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel, Field
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from outbox import INJECTED, Depends, JobContext, Outbox, Retry, Snooze, Task
 from outbox.errors import DeclarationError, PayloadInvalid
@@ -184,7 +185,7 @@ def test_injected_parameters_are_no_arguments(outbox: Outbox) -> None:
 
 
 def test_a_default_that_says_injected_needs_an_annotation_that_says_what(outbox: Outbox) -> None:
-    with pytest.raises(DeclarationError, match="neither JobContext nor Depends"):
+    with pytest.raises(DeclarationError, match="none of JobContext, AsyncSession and Depends"):
 
         @outbox.task()
         async def send(a: int = INJECTED) -> None: ...
@@ -346,3 +347,27 @@ async def returns_text_or_snooze() -> str | Snooze:
 
 def test_a_handler_may_say_that_it_snoozes(outbox: Outbox) -> None:
     assert outbox.task()(returns_text_or_snooze).name == "returns_text_or_snooze"
+
+
+def test_only_an_async_handler_of_an_outbox_with_sessions_gets_a_session(outbox: Outbox) -> None:
+    with pytest.raises(DeclarationError, match=r"Outbox\(sessions=async_sessionmaker"):
+
+        @outbox.task()
+        async def send(*, session: AsyncSession = INJECTED) -> None: ...
+
+    outbox = Outbox(sessions=async_sessionmaker())
+    with pytest.raises(DeclarationError, match="only an async handler"):
+
+        @outbox.task()
+        def plain(*, session: AsyncSession = INJECTED) -> None: ...
+
+    with pytest.raises(DeclarationError, match="one and two are both an AsyncSession"):
+
+        @outbox.task()
+        async def both(*, one: AsyncSession = INJECTED, two: AsyncSession = INJECTED) -> None: ...
+
+    @outbox.task()
+    async def good(n: int, *, session: AsyncSession = INJECTED) -> None: ...
+
+    assert json.loads(good.job(1).payload) == {"n": 1}
+    assert good.session == "session"
