@@ -12,10 +12,10 @@ A worker process (``outbox worker module:outbox``) runs what has been committed.
 
 from outbox.backoff import Retry
 from outbox.context import JobContext
-from outbox.enqueue import NewJob
 from outbox.errors import OutboxError
 from outbox.injection import INJECTED, Depends
 from outbox.job import Job, State
+from outbox.newjob import NewJob
 from outbox.outcome import Cancel, Snooze
 from outbox.settings import WorkerSettings
 from outbox.task import Outbox, Task

@@ -8,9 +8,9 @@ import asyncpg
 from outbox import events, sql
 from outbox.connection import FAILURES, Link, is_lost
 from outbox.context import Claim
-from outbox.enqueue import PRIORITIES
 from outbox.errors import ResultNotStored
 from outbox.job import MAX_LOST, State
+from outbox.newjob import PRIORITIES
 from outbox.outcome import Error, Finished, Outcome, Postponed
 
 Settlement = tuple[Claim, Outcome]

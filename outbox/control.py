@@ -6,7 +6,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from outbox import sql, status
-from outbox.errors import IllegalTransition, JobNotFound
+from outbox.errors import IllegalTransition, JobNotFound, KeyTaken
 from outbox.job import TRANSITIONS, Job, State
 
 
@@ -32,11 +32,13 @@ async def requeue(connection: AsyncSession | AsyncConnection, id: UUID) -> Job:
 
     :raises JobNotFound: if there is no such job.
     :raises IllegalTransition: if it waits, runs, or has succeeded.
+    :raises KeyTaken: if a live job of the task has its key by now.
     """
     state = await _locked_state(connection, id, sql.LOCK_FINISHED)
     if state not in TRANSITIONS["requeue"]:
         await _refuse(connection, id, "requeue")
-    await connection.execute(text(sql.REQUEUE), {"id": id})
+    if (await connection.execute(text(sql.REQUEUE), {"id": id})).scalar() is None:
+        raise KeyTaken(id)
     return await _current(connection, id)
 
 

@@ -4,8 +4,10 @@ OutboxError
 ├── DeclarationError      a task or a setting is declared wrongly; raised at import or start, never at run time
 ├── PayloadInvalid        arguments that do not fit the task, or that cannot be stored; names the path
 ├── EnqueueFailed         the jobs of this transaction could not be written; the transaction must be rolled back
+├── JobExists             the key of a job that was to be rejected then is taken; the transaction is as good as before
 ├── JobNotFound           no job has this id
 ├── IllegalTransition     the job is in a state from which the asked move is not legal
+├── KeyTaken              the job cannot be requeued, for another one has its key
 ├── SchemaMismatch        the database's ``outbox`` schema is not one this release can work with
 └── AttemptError          how an attempt can fail without the handler's own exception
     ├── AttemptTimeout    the handler ran longer than its time limit
@@ -15,7 +17,8 @@ OutboxError
     └── ResultNotStored   the handler succeeded, its return value could not be stored
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 from uuid import UUID
 
 
@@ -45,6 +48,20 @@ class EnqueueFailed(OutboxError):
     """Jobs enqueued in this transaction could not be written, so it must not commit: roll it back."""
 
 
+class JobExists(OutboxError):
+    """The key is taken, and the job was to be rejected then. Nothing else of the transaction is touched by it.
+
+    :ivar existing: the id of the job that has the key.
+    :ivar rejected: the handles of all jobs of the flush that were rejected, each with the id of the one that exists.
+    """
+
+    def __init__(self, rejected: Sequence[Any]) -> None:
+        first = rejected[0]
+        self.rejected = tuple(rejected)
+        self.existing: UUID = first.id
+        super().__init__(f"task {first.task!r} has a job with the key {first.options.key!r} already: {first.id}")
+
+
 class JobNotFound(OutboxError):
     """No job has this id: it never existed, was rolled back, or retention has dropped it."""
 
@@ -66,6 +83,16 @@ class IllegalTransition(OutboxError):
         self.state = str(state)
         self.allowed = tuple(str(each) for each in allowed)
         super().__init__(f"cannot {verb} job {id}: it is {self.state}, which must be one of {', '.join(self.allowed)}")
+
+
+class KeyTaken(OutboxError):
+    """The job cannot be requeued: a live job of the same task has its key."""
+
+    def __init__(self, id: UUID) -> None:
+        super().__init__(
+            f"cannot requeue job {id}: a live job of its task has the same key; wait for that, or cancel it"
+        )
+        self.id = id
 
 
 class SchemaMismatch(OutboxError):

@@ -32,6 +32,12 @@ where ctid = any (array(
 ))
 """
 
+_PRUNE_KEYS = """
+delete from outbox.held_key
+where (task, key) in (select task, key from outbox.held_key where until < now() order by until limit 1000
+                      for update skip locked)
+"""
+
 
 async def rescue(link: Link) -> int:
     """Give the jobs whose lease is over back to all workers, or end those that are poison; how many there were."""
@@ -61,6 +67,7 @@ async def keep_partitions(link: Link, retention_days: int) -> None:
     if days or old:
         events.emit(events.INFO, "partitions_changed", created=len(days), dropped=len(old))
     await link.fetch(_PRUNE_DEFAULT, retention_days)
+    await link.fetch(_PRUNE_KEYS)
 
 
 async def _briefly(link: Link, statement: str, *args: object) -> None:

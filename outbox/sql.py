@@ -21,14 +21,73 @@ Habits that keep them right:
 # (nothing) → pending.
 # Any number of jobs in one statement. Arrays travel as text, so that every driver can send them.
 ENQUEUE = """
-insert into outbox.live_job (id, task, queue, payload, priority, run_at, max_attempts, tags)
+insert into outbox.live_job (id, task, queue, payload, priority, run_at, max_attempts, tags, key)
 select id, task, queue, payload::jsonb, priority,
-       coalesce(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb
+       coalesce(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb, key
 from unnest(
     cast(:id as uuid[]), cast(:task as text[]), cast(:queue as text[]), cast(:payload as text[]),
     cast(:priority as smallint[]), cast(:run_at as timestamptz[]), cast(:delay as double precision[]),
-    cast(:max_attempts as smallint[]), cast(:tags as text[])
-) as job (id, task, queue, payload, priority, run_at, delay, max_attempts, tags)
+    cast(:max_attempts as smallint[]), cast(:tags as text[]), cast(:key as text[])
+) as job (id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key)
+"""
+
+# The same for jobs with a key, unless one of them lives.   Index: live_job_key.
+# Where another transaction is about to write the same key, it waits to see how that one ends. The keys of a statement
+# are taken in one order, so that two statements never wait for each other.
+ENQUEUE_UNIQUE = f"""{ENQUEUE}
+order by task, key
+on conflict (task, key) where key is not null do nothing
+returning id
+"""
+
+# The same, but what lives with the key and has never started takes on the new job's arguments and options.
+ENQUEUE_OR_REPLACE = f"""{ENQUEUE}
+order by task, key
+on conflict (task, key) where key is not null do update
+set queue = excluded.queue, payload = excluded.payload, priority = excluded.priority, run_at = excluded.run_at,
+    max_attempts = excluded.max_attempts, tags = excluded.tags
+where live_job.state = 'pending' and live_job.fence = 0
+returning id, task, key
+"""
+
+# Who has these keys?   Index: live_job_key.
+FIND_KEYS = """
+select live.id, live.task, live.key
+from unnest(cast(:task as text[]), cast(:key as text[])) as wanted (task, key)
+cross join lateral (
+    select * from outbox.live_job live where live.task = wanted.task and live.key = wanted.key offset 0
+) live
+"""
+
+# Who has these keys for a period that is not over?
+FIND_HELD_KEYS = """
+select held.task, held.key, held.job_id
+from unnest(cast(:task as text[]), cast(:key as text[])) as wanted (task, key)
+join outbox.held_key held on held.task = wanted.task and held.key = wanted.key
+where held.until > clock_timestamp()
+"""
+
+# Take keys for a period; a key whose period is over is free again. Answers whose each key now is. The rows stay locked
+# until the transaction ends: whoever wants the same key waits to see how.
+HOLD_KEYS = """
+with wanted as (
+    select * from unnest(
+        cast(:task as text[]), cast(:key as text[]), cast(:id as uuid[]), cast(:seconds as double precision[])
+    ) as wanted (task, key, id, seconds)
+)
+insert into outbox.held_key as held (task, key, job_id, until)
+select task, key, id, clock_timestamp() + make_interval(secs => seconds) from wanted order by task, key
+on conflict (task, key) do update set
+    job_id = case when held.until <= clock_timestamp() then excluded.job_id else held.job_id end,
+    until = case when held.until <= clock_timestamp() then excluded.until else held.until end
+returning task, key, job_id
+"""
+
+# A key that was taken for a period belongs to the job that was found to live with it.
+HAND_KEYS_OVER = """
+update outbox.held_key held set job_id = owner.id
+from unnest(cast(:task as text[]), cast(:key as text[]), cast(:id as uuid[])) as owner (task, key, id)
+where held.task = owner.task and held.key = owner.key
 """
 
 # pending → running.   Guard: state, queue, task, run_at.   Index: live_job_claim.
@@ -227,10 +286,13 @@ where id = :id and state = 'running'
 """
 
 # failed | cancelled → pending, with all its attempts before it again.   Guard: the caller holds the row's lock.
-# The fence and the errors stay: a claim's number is never used twice, and history is kept.
+# The fence and the errors stay: a claim's number is never used twice, and history is kept. No row: its key is taken.
 REQUEUE = """
 with revived as (
-    delete from outbox.finished_job where id = :id and state in ('failed', 'cancelled') returning *
+    delete from outbox.finished_job job where id = :id and state in ('failed', 'cancelled') and not exists (
+        select from outbox.live_job live where live.task = job.task and live.key = job.key
+    )
+    returning *
 )
 insert into outbox.live_job (
     id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
@@ -239,4 +301,5 @@ insert into outbox.live_job (
 select id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
        version, checkpoint
 from revived
+returning id
 """

@@ -51,6 +51,7 @@ live_job = Table(
     *_job_columns(),
     *_later_columns(),
     Index("live_job_claim", "queue", "priority", "run_at", "id", postgresql_where=text("state = 'pending'")),
+    Index("live_job_key", "task", "key", unique=True, postgresql_where=text("key is not null")),
     Index("live_job_lease_until", "lease_until", postgresql_where=text("lease_until is not null")),
 )
 

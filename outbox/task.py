@@ -27,8 +27,9 @@ from typing_extensions import TypedDict
 from outbox import enqueue, injection, payload
 from outbox.backoff import Retry
 from outbox.context import JobContext
-from outbox.enqueue import MAX_NAME, NewJob, Options, UnitOfWork
+from outbox.enqueue import UnitOfWork
 from outbox.errors import DeclarationError, PayloadInvalid
+from outbox.newjob import MAX_NAME, NewJob, OnConflict, Options, is_name
 from outbox.outcome import Cancel, Snooze
 
 P = ParamSpec("P")
@@ -118,6 +119,9 @@ class Task(Generic[P, R]):
         run_at: datetime | None = None,
         max_attempts: int | None = None,
         tags: Sequence[str] | None = None,
+        key: str | None = None,
+        unique_for: float | timedelta | None = None,
+        on_conflict: OnConflict | None = None,
     ) -> "Call[P, R]":
         """This task with other options for the jobs enqueued through what is returned; see ``Options``."""
         given = {
@@ -127,6 +131,9 @@ class Task(Generic[P, R]):
             "run_at": run_at,
             "max_attempts": max_attempts,
             "tags": tags,
+            "key": key,
+            "unique_for": unique_for,
+            "on_conflict": on_conflict,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         return Call(self, replace(self.defaults, **cast(Any, changes)))
@@ -235,7 +242,7 @@ class Outbox:
 
         def register(handler: Callable[..., Any]) -> Task[..., Any]:
             chosen = str(name or getattr(handler, "__name__", ""))
-            if not enqueue.is_name(chosen):
+            if not is_name(chosen):
                 raise DeclarationError(f"task {chosen!r}: a name must be 1 to {MAX_NAME} printable characters")
             if limit is not None and not 0 < limit <= 7 * 86_400:
                 raise DeclarationError(

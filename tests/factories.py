@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from outbox import status
 from outbox.context import Claim
-from outbox.enqueue import NewJob, Options
 from outbox.job import Job
+from outbox.newjob import NewJob, Options
 from outbox.table import finished_job, live_job
 from outbox.table import job as job_view
 

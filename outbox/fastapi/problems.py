@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from outbox.connection import is_lost
-from outbox.errors import IllegalTransition, JobNotFound, PayloadInvalid
+from outbox.errors import IllegalTransition, JobExists, JobNotFound, KeyTaken, PayloadInvalid
 
 
 class Problem(BaseModel):
@@ -73,6 +73,10 @@ async def _illegal_transition(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 409, str(exc), state=exc.state, allowed=exc.allowed)
 
 
+async def _conflict(request: Request, exc: Any) -> JSONResponse:
+    return problem(request, 409, str(exc))
+
+
 async def _database_error(request: Request, exc: Any) -> JSONResponse:
     cause = exc.orig.__cause__ or exc.orig
     if exc.connection_invalidated or is_lost(cause):
@@ -94,6 +98,8 @@ _HANDLERS: dict[type[Exception], Any] = {
     PayloadInvalid: _payload_invalid,
     JobNotFound: _job_not_found,
     IllegalTransition: _illegal_transition,
+    JobExists: _conflict,
+    KeyTaken: _conflict,
     DBAPIError: _database_error,
     ConnectionError: _database_gone,
     socket.gaierror: _database_gone,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ParamSpec
 from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from outbox.enqueue import NewJob
+from outbox.newjob import NewJob
 from outbox.task import Call, Task
 
 P = ParamSpec("P")

@@ -9,8 +9,8 @@ from uuid import UUID
 from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
-from outbox.enqueue import NewJob
 from outbox.job import TRANSITIONS, Job, State
+from outbox.newjob import NewJob
 
 POLL_AGAIN = 1
 """Seconds after which a client may ask for a job's state again."""

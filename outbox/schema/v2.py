@@ -21,6 +21,24 @@ UP = (
         for table in ("live_job", "finished_job")
         for column, meaning in _COMMENTS.items()
     ),
+    # One live job of a task has a key. It is reached by key only; no statement of the worker can be planned over it.
+    "create unique index live_job_key on outbox.live_job (task, key) where key is not null",
+    "alter table outbox.live_job add constraint live_job_key_length check (length(key) between 1 and 200)",
+    """
+    create table outbox.held_key (
+        task   text not null,
+        key    text not null,
+        job_id uuid not null,
+        until  timestamptz not null,
+        primary key (task, key)
+    )
+    """,
+    "comment on table outbox.held_key is 'keys that are taken for a period, whatever becomes of the job'",
+    "comment on column outbox.held_key.task is 'the task whose jobs the key tells apart'",
+    "comment on column outbox.held_key.key is 'the key'",
+    "comment on column outbox.held_key.job_id is 'the job that has it'",
+    "comment on column outbox.held_key.until is 'when it is free again'",
+    "create index held_key_until on outbox.held_key (until)",
     "create or replace view outbox.job as " + v1.both_tables(*_COMMENTS),
     # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
     # without the worker's planner settings. A function brings its own.
@@ -58,7 +76,9 @@ UP = (
 DOWN = (
     "delete from outbox.schema_version where version = 2",
     "drop function outbox.finish",
+    "drop table outbox.held_key",
     "drop view outbox.job",
+    "alter table outbox.live_job drop constraint live_job_key_length",
     f"alter table outbox.finished_job {_DROP}",
     f"alter table outbox.live_job {_DROP}",
     "create view outbox.job as " + v1.both_tables(),

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from outbox.enqueue import NewJob
+from outbox.newjob import NewJob
 from tests.crash.database import Database
 from tests.crash.handlers import tick, tick_in_thread
 from tests.crash.history import Ledger

@@ -15,8 +15,8 @@ from sqlalchemy.pool import NullPool
 
 from outbox import enqueue
 from outbox.connection import dsn
-from outbox.enqueue import NewJob
 from outbox.migrate import migrate
+from outbox.newjob import NewJob
 from tests.crash.history import Change, History, Job, Ledger, Row, Run
 from tests.waiting import eventually
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox.enqueue import NewJob, Options
+from outbox.newjob import NewJob, Options
 from tests.crash.database import PATIENCE, Database, Report
 from tests.crash.doomed import POINTS
 from tests.waiting import eventually

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from outbox.cli import EXIT_FORCED
-from outbox.enqueue import NewJob
+from outbox.newjob import NewJob
 from outbox.task import Task
 from tests.cluster import Cluster
 from tests.crash.database import PATIENCE, Database, Report

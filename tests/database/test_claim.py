@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from outbox import State, claim, sql
 from outbox.connection import Link
 from outbox.context import Claim
-from outbox.enqueue import PRIORITIES
 from outbox.job import MAX_LOST
+from outbox.newjob import PRIORITIES
 from tests import factories
 from tests.factories import ago, plant, plant_many
 

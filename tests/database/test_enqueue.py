@@ -23,8 +23,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelAsyncSession
 
 from outbox import NewJob, Outbox, State
 from outbox.connection import dsn
-from outbox.enqueue import Options
 from outbox.errors import EnqueueFailed
+from outbox.newjob import Options
 from tests import factories
 
 outbox = Outbox()

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from outbox import sql
 from outbox.connection import PLANNER, Link
-from outbox.enqueue import PRIORITIES
+from outbox.newjob import PRIORITIES
 from tests import factories
 from tests.factories import plant_many
 
@@ -124,7 +124,9 @@ async def test_every_statement_reads_the_index_it_was_written_for(
 
 
 def test_every_statement_of_the_worker_is_explained() -> None:
-    of_people = {"ENQUEUE", "FINISH_HERE", "LOCK_LIVE", "LOCK_FINISHED", "CANCEL", "REQUEST_CANCEL", "REQUEUE"}
+    of_people = {"FINISH_HERE", "LOCK_LIVE", "LOCK_FINISHED", "CANCEL", "REQUEST_CANCEL", "REQUEUE"}
+    of_people |= {"ENQUEUE", "ENQUEUE_UNIQUE", "ENQUEUE_OR_REPLACE"}
+    of_people |= {"FIND_KEYS", "FIND_HELD_KEYS", "HOLD_KEYS", "HAND_KEYS_OVER"}
     assert {name for name in vars(sql) if name.isupper() and not name.startswith("_")} == STATEMENTS.keys() | of_people
 
 

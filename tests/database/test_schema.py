@@ -189,6 +189,7 @@ async def test_the_checks_are_these(db: asyncpg.Connection) -> None:
         "live_job_state": "check state = any array['pending', 'running']",
         "live_job_lease": "check state = 'running' = lease_until is not null",
         "live_job_priority": "check priority >= 0 and priority <= 3",
+        "live_job_key_length": "check lengthkey >= 1 and lengthkey <= 200",
         "live_job_names": "check lengthtask >= 1 and lengthtask <= 200 and lengthqueue >= 1 and lengthqueue <= 200",
         "live_job_counts": "check attempt >= 0 and lost >= 0 and fence >= 0 and max_attempts >= 1",
         "live_job_payload": "check jsonb_typeofpayload = 'object'",

@@ -1,0 +1,128 @@
+"""A job on its way in: what the caller wants (``Options``) and the handle on it (``NewJob``). No I/O."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal, get_args
+from uuid import UUID
+
+from outbox.backoff import MAX_ATTEMPTS, seconds
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid_utils.compat import uuid7
+
+MAX_NAME = 200
+PRIORITIES = (3, 2, 1, 0)
+"""Highest first: the order in which a claim looks."""
+
+OnConflict = Literal["keep", "replace", "reject"]
+"""What becomes of a job whose key is taken: see ``Options``."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a task, a queue or a tag may be called so: no NUL, no surrogate, nothing that spoils a log."""
+    return 1 <= len(text) <= MAX_NAME and text.isprintable()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How one job is run, where that differs from what its task says.
+
+    :param queue: another queue than the task's.
+    :param priority: 3 is claimed first, 0 last.
+    :param delay: seconds or a timedelta from now, by the database's clock. Not together with ``run_at``.
+    :param run_at: an aware datetime before which the job does not run.
+    :param max_attempts: 1 to 32,767.
+    :param tags: strings to find the job by.
+    :param key: of the live jobs of a task only one has this key, whoever enqueues it.
+    :param unique_for: seconds or a timedelta for which the key is taken, counted from the enqueue, even when the job
+        has ended by then.
+    :param on_conflict: what becomes of this job when its key is taken: ``keep`` the one that is there, whose id the
+        handle then has; ``replace`` its arguments and options by these while it has not started, else keep it; or
+        ``reject`` this one, with ``JobExists``, which leaves the transaction as good as it was.
+    """
+
+    queue: str = "default"
+    priority: int = 1
+    delay: float | timedelta = 0.0
+    run_at: datetime | None = None
+    max_attempts: int | None = None
+    tags: Sequence[str] = field(default=())
+    key: str | None = None
+    unique_for: float | timedelta | None = None
+    on_conflict: OnConflict = "keep"
+
+    def __post_init__(self) -> None:
+        if not is_name(self.queue):
+            raise ValueError(f"queue: must be 1 to {MAX_NAME} printable characters")
+        if self.priority not in PRIORITIES:
+            raise ValueError(f"priority: {self.priority!r}; must be 0 to 3, 3 is claimed first")
+        if self.max_attempts is not None and not 1 <= self.max_attempts <= MAX_ATTEMPTS:
+            raise ValueError(f"max_attempts: {self.max_attempts}; must be 1 to {MAX_ATTEMPTS}")
+        if self.run_at is not None and self.run_at.tzinfo is None:
+            raise TypeError(f"run_at: {self.run_at} has no time zone; pass an aware datetime")
+        if self.run_at is not None and self.delay:
+            raise ValueError("give delay or run_at, not both")
+        if isinstance(self.tags, str) or not all(map(is_name, self.tags)):
+            raise ValueError(f"tags: must be a sequence of strings of 1 to {MAX_NAME} printable characters")
+        seconds(self.delay)
+        self._check_key()
+
+    def _check_key(self) -> None:
+        if self.on_conflict not in get_args(OnConflict):
+            raise ValueError(f"on_conflict: {self.on_conflict!r}; must be one of {', '.join(get_args(OnConflict))}")
+        if self.key is None:
+            if self.unique_for is not None or self.on_conflict != "keep":
+                raise ValueError("unique_for and on_conflict say what a key does: give key= too")
+            return
+        if not is_name(self.key):
+            raise ValueError(f"key: must be 1 to {MAX_NAME} printable characters")
+        if self.unique_for is not None:
+            seconds(self.unique_for)
+            if self.on_conflict == "replace":
+                raise ValueError("replace needs a job that waits, and within unique_for it may have ended: not both")
+
+
+class NewJob:
+    """A job to be written with the caller's transaction. Its ``id`` is known now; its row exists after the flush.
+
+    With a key the id is final only after the flush: if the key was taken it is then that of the job that has it.
+
+    :ivar is_new: whether the job was written, and not found to be there already; None before the flush.
+    """
+
+    id: UUID
+    task: str
+    queue: str
+    is_new: bool | None
+
+    def __init__(self, task: str, payload: str, options: Options) -> None:
+        self.id = uuid7()
+        self.task = task
+        self.queue = options.queue
+        self.payload = payload
+        self.options = options
+        self.is_new = None
+
+    def __repr__(self) -> str:
+        return f"<NewJob {self.task} {self.id} queue={self.queue}>"
+
+
+def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
+    """The values of the jobs' rows, column by column, as ``sql.ENQUEUE`` takes them."""
+    return {
+        "id": [str(job.id) for job in jobs],
+        "task": [job.task for job in jobs],
+        "queue": [job.queue for job in jobs],
+        "payload": [job.payload for job in jobs],
+        "priority": [job.options.priority for job in jobs],
+        "run_at": [job.options.run_at for job in jobs],
+        "delay": [seconds(job.options.delay) for job in jobs],
+        "max_attempts": [job.options.max_attempts for job in jobs],
+        "tags": [json.dumps(list(job.options.tags)) if job.options.tags else None for job in jobs],
+        "key": [job.options.key for job in jobs],
+    }
