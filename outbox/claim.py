@@ -56,6 +56,7 @@ async def take(
             created_at=row["created_at"],
             worker_id=worker_id,
             is_suspect=row["suspect"],
+            checkpoint=row["checkpoint"],
         )
         for row in rows
     ]
@@ -102,6 +103,7 @@ async def _finish(link: Link, finished: Sequence[tuple[Claim, Finished]]) -> lis
         [outcome.result for _, outcome in finished],
         [outcome.error and outcome.error.as_json() for _, outcome in finished],
         [claim.progress for claim, _ in finished],
+        [claim.kept for claim, _ in finished],
     )
     return _missing(finished, rows)
 
@@ -115,6 +117,7 @@ async def _postpone(link: Link, postponed: Sequence[tuple[Claim, Postponed]]) ->
         [int(outcome.charged) for _, outcome in postponed],
         [outcome.error and outcome.error.as_json() for _, outcome in postponed],
         [claim.progress for claim, _ in postponed],
+        [claim.kept for claim, _ in postponed],
     )
     return _missing(postponed, rows)
 

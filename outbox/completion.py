@@ -59,6 +59,7 @@ async def _finish(session: AsyncSession, claim: Claim, outcome: Finished) -> Non
         "result": outcome.result,
         "error": outcome.error and outcome.error.as_json(),
         "progress": claim.progress,
+        "checkpoint": claim.kept,
     }
     if not await connection.scalar(_FINISH_HERE, values):
         raise LeaseLost("the job was no longer this worker's when its handler ended; nothing was committed")

@@ -3,9 +3,16 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
+from typing import Any
 from uuid import UUID
 
-from outbox import payload
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from outbox import payload, sql
+from outbox.errors import LeaseLost
+
+_KEEP_HERE = text(sql.KEEP_HERE)
 
 
 class Stop(Enum):
@@ -23,7 +30,7 @@ class Claim:
 
     A suspect has lost so many workers that the next would be its last: a worker holds one of them at a time, so that
     no other is blamed for what one of them does.
-    ``progress`` and ``stop`` change while it runs: the handler writes the one, the worker the other. Once it is
+    ``progress`` and ``kept`` are what the handler says while it runs, ``stop`` what the worker says. Once it is
     ``settling`` in the handler's own transaction nothing stops it any more: its fence decides.
     """
 
@@ -39,8 +46,10 @@ class Claim:
     created_at: datetime
     worker_id: UUID
     is_suspect: bool = False
+    checkpoint: str | None = None
     progress: str | None = None
-    progress_told: str | None = None
+    kept: str | None = None
+    told: tuple[str | None, str | None] = (None, None)
     stop: Stop | None = None
     settling: bool = False
 
@@ -111,6 +120,36 @@ class JobContext:
         after it was told to stop is thrown away: it may have ended early.
         """
         return self._claim.stop is not None
+
+    @property
+    def checkpoint(self) -> Any:
+        """What this attempt, or the last one before it that kept anything, has kept; None if none has."""
+        latest = self._claim.kept or self._claim.checkpoint
+        return None if latest is None else payload.read(latest)
+
+    def keep(self, value: Any) -> None:
+        """Keep a small JSON value for the next attempt, should there be one: how far this one is.
+
+        Cheap and without I/O: the latest value is written about once a second, and when the attempt ends. After a crash
+        the next attempt may so find one a second old, and must bear to do that second's work again. Where it must not,
+        use ``keep_in``.
+
+        :raises PayloadInvalid: if it cannot be stored; 256 KB at most.
+        """
+        self._claim.kept = payload.encode_checkpoint(self._claim.task, value)
+
+    async def keep_in(self, session: AsyncSession | AsyncConnection, value: Any) -> None:
+        """Keep a small JSON value with the session's transaction: it commits together with the work it speaks of.
+
+        Call it last before the commit, for the job's row is locked from here on.
+
+        :raises LeaseLost: if the job is somebody else's by now: roll back.
+        :raises PayloadInvalid: if it cannot be stored; 256 KB at most.
+        """
+        encoded = payload.encode_checkpoint(self._claim.task, value)
+        values = {"id": self._claim.id, "fence": self._claim.fence, "checkpoint": encoded}
+        if not (await session.execute(_KEEP_HERE, values)).scalar():
+            raise LeaseLost("the job is no longer this worker's; roll back")
 
     def progress(self, done: int, total: int | None = None, message: str | None = None) -> None:
         """Say how far the job is. Cheap and without I/O: the worker writes the latest word about once a second."""

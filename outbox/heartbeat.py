@@ -131,12 +131,17 @@ class Heartbeat:
 
     async def _tell(self) -> None:
         claims = list(self._held.values())
-        news = [claim for claim in claims if claim.progress is not claim.progress_told]
+        news = [(claim, said) for claim in claims if (said := (claim.progress, claim.kept)) != claim.told]
         if news:
-            said = [claim.progress for claim in news]
-            await self._link.fetch(sql.PROGRESS, [claim.id for claim in news], [claim.fence for claim in news], said)
-            for claim, progress in zip(news, said, strict=True):
-                claim.progress_told = progress
+            await self._link.fetch(
+                sql.SAY,
+                [claim.id for claim, _ in news],
+                [claim.fence for claim, _ in news],
+                [progress for _, (progress, _) in news],
+                [kept for _, (_, kept) in news],
+            )
+            for claim, said in news:
+                claim.told = said
         if claims:
             by_id = {claim.id: claim for claim in claims}
             for row in await self._link.fetch(sql.CANCELS, list(by_id)):

@@ -1,8 +1,10 @@
 """One queue in one worker: its slots, the claims that wait for one, and how many to hold ready."""
 
 from collections import deque
+from typing import Generic, TypeVar
 
-from outbox.context import Claim
+C = TypeVar("C")
+"""A claim; a lane does not look into it."""
 
 AHEAD = 0.1
 """Seconds of work, at the pace of late, that a lane holds claimed beyond its free slots."""
@@ -11,7 +13,7 @@ STALLED = 1.0
 """Seconds without a start after which claims that wait are handed back for other workers."""
 
 
-class Lane:
+class Lane(Generic[C]):
     """Fast jobs are claimed ahead in large batches, slow ones only when a slot is free.
 
     :ivar running: jobs of this queue that run now.
@@ -23,7 +25,7 @@ class Lane:
         self.name = name
         self.slots = slots
         self.running = 0
-        self.waiting: deque[Claim] = deque()
+        self.waiting: deque[C] = deque()
         self.hungry = True
         self._prefetch = prefetch
         self._ahead = 0
@@ -39,7 +41,7 @@ class Lane:
             return 0
         return max(0, self.slots - self.running + self._ahead - len(self.waiting))
 
-    def next(self, now: float) -> Claim | None:
+    def next(self, now: float) -> C | None:
         """The next claim to start, if there is one and a free slot; the slot is then taken."""
         if not self.waiting or self.running >= self.slots:
             return None
@@ -57,14 +59,14 @@ class Lane:
         """Whether it is time to claim again."""
         return self.running < self.slots if not self._ahead else len(self.waiting) * 2 <= self._ahead
 
-    def stalled(self, now: float) -> list[Claim]:
+    def stalled(self, now: float) -> list[C]:
         """Claims that have waited behind slow jobs for too long; they are the lane's no more."""
         if not self.waiting or now - self._started_at < STALLED:
             return []
         self._ahead = 0
         return self.clear()
 
-    def clear(self) -> list[Claim]:
+    def clear(self) -> list[C]:
         """All claims that wait; they are the lane's no more."""
         claims, self.waiting = list(self.waiting), deque()
         return claims

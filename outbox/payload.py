@@ -85,6 +85,22 @@ def encode_result(adapter: TypeAdapter[Any] | None, value: Any) -> tuple[str | N
     return raw.decode(), None
 
 
+def encode_checkpoint(task: str, value: Any) -> str:
+    """A checkpoint as JSON text.
+
+    :raises PayloadInvalid: with the path of the value that cannot be stored.
+    """
+    for path, reason in _offences(value, "$", 1):
+        raise PayloadInvalid(task, path, reason)
+    try:
+        raw = _dump(value)
+    except (ValueError, TypeError) as exc:
+        raise PayloadInvalid(task, "$", f"cannot be written as JSON: {safe_text(str(exc), 500)}") from exc
+    if len(raw) > MAX_RESULT:
+        raise PayloadInvalid(task, "$", f"is {len(raw):,} bytes of JSON, the limit of a checkpoint is {MAX_RESULT:,}")
+    return raw.decode()
+
+
 def encode_progress(done: int, total: int | None, message: str | None) -> str:
     """Progress as JSON text, made safe."""
     shown = {

@@ -42,7 +42,7 @@ class Runner:
         self._settler = settler
         self._held = held
         self._wake = wake
-        self._lanes = {name: Lane(name, slots, settings.prefetch) for name, slots in settings.queues.items()}
+        self._lanes = {name: Lane[Claim](name, slots, settings.prefetch) for name, slots in settings.queues.items()}
         self._suspect: Claim | None = None
         self._running: dict[Claim, asyncio.Task[None] | None] = {}
         self._threads = ThreadPoolExecutor(sum(settings.queues.values()), thread_name_prefix="outbox")
@@ -133,7 +133,7 @@ class Runner:
             self._idle.clear()
             await self._idle.wait()
 
-    def _fill(self, lane: Lane) -> None:
+    def _fill(self, lane: Lane[Claim]) -> None:
         if self._closed:
             return
         now = time.monotonic()
@@ -142,7 +142,7 @@ class Runner:
             # The loop itself keeps only weak references; _perform puts its own task into _running.
             self._starting = asyncio.create_task(self._perform(claim, lane))
 
-    async def _perform(self, claim: Claim, lane: Lane) -> None:
+    async def _perform(self, claim: Claim, lane: Lane[Claim]) -> None:
         # Only from here on may the task be cancelled: one cancelled before its first step would never end its claim.
         self._running[claim] = asyncio.current_task()
         started = time.monotonic()

@@ -135,7 +135,7 @@ where live.id = any (array(
     (select id from taken where suspect limit 1)
 ))
 returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
-          live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect
+          live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect, live.checkpoint::text
 """
 
 # running → running.   Guard: fence.   Index: primary key.
@@ -160,16 +160,19 @@ from held left join outbox.live_job live on live.id = held.id and live.id = any 
 """
 
 # running → running.   Guard: fence.   Index: primary key.
-PROGRESS = """
+# What handlers have said: how far they are, and what to keep for the next attempt.
+SAY = """
 with said as (
-    select * from unnest($1::uuid[], $2::bigint[], $3::text[]) as said (id, fence, progress)
+    select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[]) as said (id, fence, progress, checkpoint)
 ), locked as materialized (
-    select live.id, said.progress
+    select live.id, said.progress, said.checkpoint
     from said join outbox.live_job live on live.id = said.id
     where live.id = any ($1::uuid[]) and live.fence = said.fence and live.state <> 'pending'
     for update of live skip locked
 )
-update outbox.live_job live set progress = locked.progress::jsonb
+update outbox.live_job live
+set progress = coalesce(locked.progress::jsonb, live.progress),
+    checkpoint = coalesce(locked.checkpoint::jsonb, live.checkpoint)
 from locked
 where live.id = locked.id and live.id = any ($1::uuid[])
 """
@@ -183,15 +186,15 @@ where live.id = any ($1::uuid[]) and live.cancel_requested_at is not null
 # What a job takes along from one table to the other, whatever the move.
 _KEPT = """
         id, task, queue, priority, run_at, payload, max_attempts, fence, worker_id, created_at, started_at, tags, key,
-        version, checkpoint"""
+        version"""
 
 # running → succeeded | failed | cancelled.   Guard: fence.   Index: primary key.
 # The row moves to the table of finished jobs in the same statement. Answers the position of each job that was settled.
 FINISH = f"""
 with ended as materialized (
-    select mine.*, outcome.n, outcome.final, outcome.result, outcome.error, outcome.said
-    from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[]) with ordinality
-        as outcome (id, fence, final, result, error, said, n)
+    select mine.*, outcome.n, outcome.final, outcome.result, outcome.error, outcome.said, outcome.kept
+    from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) with ordinality
+        as outcome (id, fence, final, result, error, said, kept, n)
     cross join lateral (
         select live.* from outbox.live_job live
         where live.id = outcome.id and live.fence = outcome.fence and live.state <> 'pending'
@@ -200,8 +203,10 @@ with ended as materialized (
 ), gone as (
     delete from outbox.live_job where id = any (array(select id from ended))
 ), moved as (
-    insert into outbox.finished_job ({_KEPT}, state, attempt, lost, cancel_requested_at, progress, result, errors)
-    select {_KEPT}, final, attempt + 1, lost, cancel_requested_at, coalesce(said::jsonb, progress), result::jsonb,
+    insert into outbox.finished_job (
+        {_KEPT}, state, attempt, lost, cancel_requested_at, progress, checkpoint, result, errors)
+    select {_KEPT}, final, attempt + 1, lost, cancel_requested_at, coalesce(said::jsonb, progress),
+           coalesce(kept::jsonb, checkpoint), result::jsonb,
            case when error is null then errors else outbox.append_error(errors, error::jsonb || jsonb_build_object(
                'attempt', attempt + 1, 'fence', fence, 'at', clock_timestamp(), 'worker_id', worker_id)) end
     from ended
@@ -211,7 +216,10 @@ select n from ended
 
 # running → succeeded, in the handler's own transaction.   Guard: fence.   Index: primary key.
 # A function of the schema, since it runs on a connection without the worker's planner settings.
-FINISH_HERE = "select outbox.finish(cast(:id as uuid), :fence, :result, :error, :progress)"
+FINISH_HERE = "select outbox.finish(cast(:id as uuid), :fence, :result, :error, :progress, :checkpoint)"
+
+# running → running, in a transaction of the handler's.   Guard: fence.   Index: primary key.
+KEEP_HERE = "select outbox.keep(cast(:id as uuid), :fence, :checkpoint)"
 
 # running → pending: retry, snooze, release.   Guard: fence; nobody has asked to cancel.   Index: primary key.
 # A job that a person has cancelled meanwhile is left as it is: the caller then finishes it as cancelled.
@@ -220,11 +228,13 @@ update outbox.live_job live
 set state = 'pending', lease_until = null, run_at = clock_timestamp() + make_interval(secs => outcome.delay),
     attempt = live.attempt + outcome.charged,
     progress = coalesce(outcome.progress::jsonb, live.progress),
+    checkpoint = coalesce(outcome.checkpoint::jsonb, live.checkpoint),
     errors = case when outcome.error is null then live.errors
         else outbox.append_error(live.errors, outcome.error::jsonb || jsonb_build_object(
             'attempt', live.attempt + 1, 'fence', live.fence, 'at', clock_timestamp(), 'worker_id', live.worker_id)) end
-from unnest($1::uuid[], $2::bigint[], $3::double precision[], $4::smallint[], $5::text[], $6::text[]) with ordinality
-    as outcome (id, fence, delay, charged, error, progress, n)
+from unnest(
+    $1::uuid[], $2::bigint[], $3::double precision[], $4::smallint[], $5::text[], $6::text[], $7::text[]
+) with ordinality as outcome (id, fence, delay, charged, error, progress, checkpoint, n)
 where live.id = any ($1::uuid[]) and live.id = outcome.id and live.fence = outcome.fence and live.state <> 'pending'
   and live.cancel_requested_at is null
 returning outcome.n
@@ -258,8 +268,9 @@ with expired as materialized (
     where live.id = any (array(select id from expired)) and live.id = expired.id and expired.next <> 'pending'
     returning live.*, expired.next, expired.error
 ), moved as (
-    insert into outbox.finished_job ({_KEPT}, state, attempt, lost, cancel_requested_at, progress, errors)
-    select {_KEPT}, next, attempt, lost + 1, cancel_requested_at, progress, outbox.append_error(errors, error)
+    insert into outbox.finished_job ({_KEPT}, state, attempt, lost, cancel_requested_at, progress, checkpoint, errors)
+    select {_KEPT}, next, attempt, lost + 1, cancel_requested_at, progress, checkpoint,
+           outbox.append_error(errors, error)
     from ended
 )
 select next, count(*)::integer as count from expired group by next
@@ -274,8 +285,8 @@ CANCEL = f"""
 with ended as (
     delete from outbox.live_job where id = :id and state = 'pending' returning *
 )
-insert into outbox.finished_job ({_KEPT}, state, attempt, lost, cancel_requested_at, progress, errors)
-select {_KEPT}, 'cancelled', attempt, lost, clock_timestamp(), progress, errors
+insert into outbox.finished_job ({_KEPT}, state, attempt, lost, cancel_requested_at, progress, checkpoint, errors)
+select {_KEPT}, 'cancelled', attempt, lost, clock_timestamp(), progress, checkpoint, errors
 from ended
 """
 

@@ -43,7 +43,9 @@ UP = (
     # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
     # without the worker's planner settings. A function brings its own.
     """
-    create function outbox.finish(id uuid, fence bigint, result text, error text, progress text) returns boolean
+    create function outbox.finish(
+        id uuid, fence bigint, result text, error text, progress text, checkpoint text
+    ) returns boolean
     language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
     declare
         job outbox.live_job;
@@ -60,7 +62,7 @@ UP = (
         ) values (
             job.id, job.task, job.queue, 'succeeded', job.priority, job.run_at, job.payload, job.attempt + 1,
             job.max_attempts, job.lost, job.fence, job.worker_id, job.created_at, job.started_at,
-            job.cancel_requested_at, job.tags, job.key, job.version, job.checkpoint,
+            job.cancel_requested_at, job.tags, job.key, job.version, coalesce(finish.checkpoint::jsonb, job.checkpoint),
             coalesce(finish.progress::jsonb, job.progress), finish.result::jsonb,
             outbox.append_error(job.errors, finish.error::jsonb || jsonb_build_object(
                 'attempt', job.attempt + 1, 'fence', job.fence, 'at', clock_timestamp(), 'worker_id', job.worker_id))
@@ -70,11 +72,25 @@ UP = (
     $$
     """,
     "comment on function outbox.finish is 'settles a claim as succeeded with the current transaction; false if stale'",
+    # A checkpoint in a transaction of the handler's, for the same reason a function.
+    """
+    create function outbox.keep(id uuid, fence bigint, checkpoint text) returns boolean
+    language sql set enable_seqscan = off set enable_bitmapscan = off as $$
+        with kept as (
+            update outbox.live_job live set checkpoint = keep.checkpoint::jsonb
+            where live.id = keep.id and live.fence = keep.fence and live.state <> 'pending'
+            returning 1
+        )
+        select exists (select from kept)
+    $$
+    """,
+    "comment on function outbox.keep is 'writes a checkpoint with the current transaction; false: stale'",
     "insert into outbox.schema_version (version) values (2)",
 )
 
 DOWN = (
     "delete from outbox.schema_version where version = 2",
+    "drop function outbox.keep",
     "drop function outbox.finish",
     "drop table outbox.held_key",
     "drop view outbox.job",

@@ -273,7 +273,7 @@ async def test_settling_never_walks_the_table(engine: AsyncEngine, db: asyncpg.C
     await db.execute("alter table outbox.live_job set (autovacuum_enabled = off)")
     await db.execute("vacuum analyze outbox.live_job")
     finish = text(sql.FINISH_HERE)
-    values: dict[str, Any] = {"fence": 1, "result": None, "error": None, "progress": None}
+    values: dict[str, Any] = {"fence": 1, "result": None, "error": None, "progress": None, "checkpoint": None}
     read = "select seq_tup_read from pg_stat_user_tables where relid = 'outbox.live_job'::regclass"
     async with engine.connect() as connection:
         for _ in range(10):

@@ -23,7 +23,7 @@ CLAIM, LEASE, KEY = "live_job_claim", "live_job_lease_until", "live_job_pkey"
 STATEMENTS = {
     "CLAIM": {CLAIM, KEY},
     "RENEW": {KEY},
-    "PROGRESS": {KEY},
+    "SAY": {KEY},
     "CANCELS": {KEY},
     "FINISH": {KEY},
     "POSTPONE": {KEY},
@@ -124,7 +124,7 @@ async def test_every_statement_reads_the_index_it_was_written_for(
 
 
 def test_every_statement_of_the_worker_is_explained() -> None:
-    of_people = {"FINISH_HERE", "LOCK_LIVE", "LOCK_FINISHED", "CANCEL", "REQUEST_CANCEL", "REQUEUE"}
+    of_people = {"FINISH_HERE", "KEEP_HERE", "LOCK_LIVE", "LOCK_FINISHED", "CANCEL", "REQUEST_CANCEL", "REQUEUE"}
     of_people |= {"ENQUEUE", "ENQUEUE_UNIQUE", "ENQUEUE_OR_REPLACE"}
     of_people |= {"FIND_KEYS", "FIND_HELD_KEYS", "HOLD_KEYS", "HAND_KEYS_OVER"}
     assert {name for name in vars(sql) if name.isupper() and not name.startswith("_")} == STATEMENTS.keys() | of_people
@@ -161,7 +161,7 @@ async def test_settling_a_batch_reads_no_more_than_its_rows(
     some = [row["id"] for row in await db.fetch("select id from outbox.live_job limit 10")]
     connection = await link.connection()
     read_before = await _tuples_read(connection)
-    assert await link.fetch(sql.FINISH, some, [1] * 10, ["succeeded"] * 10, [None] * 10, [None] * 10, [None] * 10)
+    assert await link.fetch(sql.FINISH, some, [1] * 10, ["succeeded"] * 10, *[[None] * 10] * 4)
     assert await _tuples_read(connection) - read_before < 100
 
 

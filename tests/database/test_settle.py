@@ -163,7 +163,7 @@ async def renew(link: Link, claim_: Claim) -> bool:
 
 
 async def progress(link: Link, claim_: Claim) -> None:
-    await link.fetch(sql.PROGRESS, [claim_.id], [claim_.fence], ['{"done": 99}'])
+    await link.fetch(sql.SAY, [claim_.id], [claim_.fence], ['{"done": 99}'], ["1"])
 
 
 WRITES = [finish, fail, postpone, renew, progress]

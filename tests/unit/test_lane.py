@@ -12,14 +12,14 @@ def claims(count: int) -> list[Claim]:
     return [factories.held(factories.new_id()) for _ in range(count)]
 
 
-def start_all(lane: Lane, now: float) -> list[Claim]:
+def start_all(lane: Lane[Claim], now: float) -> list[Claim]:
     started = []
     while (claim := lane.next(now)) is not None:
         started.append(claim)
     return started
 
 
-def drive(lane: Lane, *, seconds: float, per_job: float, at: float = 100.0) -> tuple[float, int]:
+def drive(lane: Lane[Claim], *, seconds: float, per_job: float, at: float = 100.0) -> tuple[float, int]:
     """Run jobs of a steady length for a while; the time then, and the most claims that ever waited."""
     now, most, ends = at, 0, list[float]()
     while now < at + seconds:
@@ -34,7 +34,7 @@ def drive(lane: Lane, *, seconds: float, per_job: float, at: float = 100.0) -> t
 
 
 def test_a_new_lane_asks_for_its_free_slots_only() -> None:
-    lane = Lane("default", 10, prefetch=1000)
+    lane: Lane[Claim] = Lane("default", 10, prefetch=1000)
     assert lane.wants(100.0) == 10
     lane.running = 7
     assert lane.wants(100.001) == 3
@@ -43,7 +43,7 @@ def test_a_new_lane_asks_for_its_free_slots_only() -> None:
 
 
 def test_claims_start_in_order_and_only_in_free_slots() -> None:
-    lane, given = Lane("default", 3, prefetch=1000), claims(5)
+    lane, given = Lane[Claim]("default", 3, prefetch=1000), claims(5)
     lane.waiting.extend(given)
     assert start_all(lane, 1.0) == given[:3]
     assert lane.running == 3
@@ -52,21 +52,21 @@ def test_claims_start_in_order_and_only_in_free_slots() -> None:
 
 
 def test_slow_jobs_are_never_hoarded() -> None:
-    lane = Lane("default", 4, prefetch=1000)
+    lane: Lane[Claim] = Lane("default", 4, prefetch=1000)
     _, most = drive(lane, seconds=30, per_job=1.0)
     assert most <= 4 * AHEAD + 1
     assert lane.running <= 4
 
 
 def test_fast_jobs_are_claimed_ahead_at_the_pace_of_late() -> None:
-    lane = Lane("default", 10, prefetch=1000)
+    lane: Lane[Claim] = Lane("default", 10, prefetch=1000)
     _, most = drive(lane, seconds=2, per_job=0.001)
     pace = 10 / 0.001
     assert 10 < most <= min(1000, pace * AHEAD) + 10
 
 
 def test_no_more_is_held_ready_than_was_allowed() -> None:
-    lane = Lane("default", 10, prefetch=20)
+    lane: Lane[Claim] = Lane("default", 10, prefetch=20)
     _, most = drive(lane, seconds=2, per_job=0.001)
     assert most <= 20
     lane = Lane("default", 10, prefetch=0)
@@ -75,7 +75,7 @@ def test_no_more_is_held_ready_than_was_allowed() -> None:
 
 
 def test_a_lane_forgets_its_pace_when_jobs_become_slow() -> None:
-    lane = Lane("default", 10, prefetch=1000)
+    lane: Lane[Claim] = Lane("default", 10, prefetch=1000)
     now, most = drive(lane, seconds=2, per_job=0.001)
     assert most > 10
     lane.clear()
@@ -87,7 +87,7 @@ def test_a_lane_forgets_its_pace_when_jobs_become_slow() -> None:
 
 
 def test_claims_stuck_behind_slow_jobs_are_handed_back() -> None:
-    lane, given = Lane("default", 2, prefetch=1000), claims(6)
+    lane, given = Lane[Claim]("default", 2, prefetch=1000), claims(6)
     lane.waiting.extend(given)
     start_all(lane, 50.0)
     assert lane.stalled(50.0 + STALLED * 0.9) == []
@@ -97,11 +97,11 @@ def test_claims_stuck_behind_slow_jobs_are_handed_back() -> None:
 
 
 def test_an_empty_lane_is_never_stalled() -> None:
-    assert Lane("default", 2, prefetch=10).stalled(1e9) == []
+    assert Lane[Claim]("default", 2, prefetch=10).stalled(1e9) == []
 
 
 def test_clearing_hands_over_everything_that_waits() -> None:
-    lane, given = Lane("default", 2, prefetch=10), claims(5)
+    lane, given = Lane[Claim]("default", 2, prefetch=10), claims(5)
     lane.waiting.extend(given)
     start_all(lane, 1.0)
     assert lane.clear() == given[2:]
@@ -109,7 +109,7 @@ def test_clearing_hands_over_everything_that_waits() -> None:
 
 
 def test_a_lane_has_room_when_half_of_what_was_held_ready_is_gone() -> None:
-    lane = Lane("default", 1, prefetch=1000)
+    lane: Lane[Claim] = Lane("default", 1, prefetch=1000)
     assert lane.has_room()
     lane.running = 1
     assert not lane.has_room()
@@ -121,7 +121,7 @@ def test_a_lane_has_room_when_half_of_what_was_held_ready_is_gone() -> None:
     st.lists(st.tuples(st.sampled_from(["claim", "end", "stall", "clear"]), st.floats(0, 3)), max_size=200),
 )
 def test_whatever_happens_the_limits_hold(slots: int, prefetch: int, steps: list[tuple[str, float]]) -> None:
-    lane, now = Lane("default", slots, prefetch), 1.0
+    lane, now = Lane[Claim]("default", slots, prefetch), 1.0
     for step, pause in steps:
         now += pause
         if step == "claim":
