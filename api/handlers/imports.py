@@ -1,12 +1,14 @@
-"""Imports of customers from CSV files. A second run writes the same rows again.
+"""Imports of customers from CSV files. A run that was broken off is resumed where it was: see ``ctx.keep``.
 
-Several batches are written at once, in any order. What a customer looks like in the end does not depend on that: a row
-gives way to a later line of the same file and to any line of a later file, and to nothing else.
+Several batches are written at once, in any order, and those that were under way when a worker died are written again.
+What a customer looks like in the end does not depend on that: a row gives way to a later line of the same file and to
+any line of a later file, and to nothing else.
 """
 
 import asyncio
 import csv
 import os
+from collections import deque
 from collections.abc import Iterator
 from io import TextIOWrapper
 from itertools import islice
@@ -78,19 +80,21 @@ async def import_customers(
         number = await session.scalar(select(CustomerImport.number).where(CustomerImport.id == import_id))
     if number is None:
         raise Cancel("the import is not wanted any more")
-    path, summary = path_of(settings, import_id), ImportSummary()
+    path, summary = path_of(settings, import_id), ImportSummary.model_validate(ctx.checkpoint or {})
     with await asyncio.to_thread(path.open, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         # What is no UTF-8 becomes lone surrogates, so that it spoils its own row and no other.
         reader = csv.reader(TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
         rows = _rows(reader, await asyncio.to_thread(_columns, reader))
-        slots = asyncio.Semaphore(WRITERS)
-        async with asyncio.TaskGroup() as group:
-            while batch := await asyncio.to_thread(lambda: list(islice(rows, BATCH))):
-                await slots.acquire()
-                group.create_task(_store(number, batch)).add_done_callback(lambda _: slots.release())
+        await asyncio.to_thread(_skip, rows, summary.total)
+        while batches := await asyncio.to_thread(_read, rows):
+            async with asyncio.TaskGroup() as group:
+                for batch in batches:
+                    group.create_task(_store(number, batch))
+            for batch in batches:
                 _count(summary, batch)
-                ctx.progress(file.tell(), size, f"{summary.total:,} rows, {summary.failed:,} of them wrong")
+            ctx.keep(summary.model_dump(mode="json"))
+            ctx.progress(file.tell(), size, f"{summary.total:,} rows, {summary.failed:,} of them wrong")
     ctx.progress(size, size, f"{summary.total:,} rows, {summary.failed:,} of them wrong")
     return summary
 
@@ -124,6 +128,17 @@ def _rows(reader: "_csv.Reader", header: list[str]) -> Iterator[Parsed]:
             continue
         if cells:  # an empty line is no row
             yield _row(line, header, cells)
+
+
+def _skip(rows: Iterator[Parsed], count: int) -> None:
+    """Pass over the rows that an earlier run has stored."""
+    deque(islice(rows, count), maxlen=0)
+
+
+def _read(rows: Iterator[Parsed]) -> list[list[Parsed]]:
+    """The next batches, as many as are written at once."""
+    batches = (list(islice(rows, BATCH)) for _ in range(WRITERS))
+    return [batch for batch in batches if batch]
 
 
 def _row(line: int, header: list[str], cells: list[str]) -> Parsed:

@@ -156,3 +156,49 @@ async def test_too_large_an_upload_is_refused(
 async def test_an_upload_without_a_file_is_refused(client: httpx2.AsyncClient) -> None:
     answer = await client.post("/v1/imports", data={"file": "text"})
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+
+
+async def test_an_import_that_was_broken_off_is_resumed_where_it_was(
+    client: httpx2.AsyncClient, work: Work, connection: AsyncConnection
+) -> None:
+    for statement in (
+        "create table written (email text)",
+        """
+        create function watch() returns trigger language plpgsql as $$
+        begin
+            if new.email = 'c3000@example.com' then raise 'no room'; end if;
+            insert into written values (new.email);
+            return new;
+        end $$
+        """,
+        "create trigger watch before insert on customers for each row execute function watch()",
+    ):
+        await connection.execute(text(statement))
+    rows = b"".join(b"c%d@example.com,Name,DE\r\n" % number for number in range(4000))
+    body = await upload(client, GOOD + rows + b"nobody,,\r\n")
+    id = body["jobs"][0]["id"]
+    await connection.execute(text("update outbox.live_job set max_attempts = 1"))
+    (failed,) = await work(id)
+    assert failed.state is State.FAILED
+    assert failed.checkpoint["total"] == 2000
+
+    for statement in (
+        "truncate written",
+        """
+        create or replace function watch() returns trigger language plpgsql as $$
+        begin
+            insert into written values (new.email);
+            return new;
+        end $$
+        """,
+    ):
+        await connection.execute(text(statement))
+    await client.post(f"/v1/jobs/{id}/retry")
+    (job,) = await work(id)
+    assert (job.state, job.result["total"], job.result["succeeded"], job.result["failed"]) == (
+        State.SUCCEEDED, 4001, 4000, 1
+    )  # fmt: skip
+    assert len(await customers(connection)) == 4000
+    assert await connection.scalar(text("select count(*) from written")) == 2000, (
+        "rows that were done were written again"
+    )
