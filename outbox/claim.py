@@ -15,6 +15,11 @@ from outbox.outcome import Error, Finished, Outcome, Postponed
 
 Settlement = tuple[Claim, Outcome]
 
+AGEING = 16
+"""Turns of claiming in which each priority comes first at least once."""
+
+_TURNS = {AGEING - 1 - 4 * n: priority for n, priority in enumerate(reversed(PRIORITIES[1:]))}
+
 
 async def take(
     link: Link,
@@ -23,19 +28,21 @@ async def take(
     worker_id: UUID,
     lease: float,
     *,
+    levels: Sequence[int] = PRIORITIES,
     suspect: bool = True,
 ) -> list[Claim]:
-    """Claim jobs that are due, for each queue at most as many as wanted, highest priority and longest due first.
+    """Claim jobs that are due, for each queue at most as many as wanted, by priority and the longest due first.
 
     :param tasks: the tasks that this worker knows, with the attempts they allow; others are left for those who do.
     :param lease: seconds that the claims are good for.
+    :param levels: the priorities in the order in which they are taken.
     :param suspect: whether one of them may be a job that fails if it loses one worker more.
     """
     rows = await link.fetch(
         sql.CLAIM,
         list(wanted),
         list(wanted.values()),
-        list(PRIORITIES),
+        list(levels),
         list(tasks),
         worker_id,
         lease,
@@ -62,6 +69,16 @@ async def take(
     ]
     claims.sort(key=_order)
     return claims
+
+
+def levels(turn: int) -> Sequence[int]:
+    """The priorities in the order in which the claim of this turn takes them: the highest first, almost always.
+
+    Once in sixteen turns each of the lower ones is first. So the highest may keep all workers busy for ever, and still
+    no job starves: a sixteenth of all claims is every other priority's own.
+    """
+    first = _TURNS.get(turn % AGEING)
+    return PRIORITIES if first is None else (first, *(each for each in PRIORITIES if each != first))
 
 
 async def settle(link: Link, settlements: Sequence[Settlement]) -> list[Claim]:

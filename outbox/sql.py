@@ -92,9 +92,9 @@ where held.task = owner.task and held.key = owner.key
 
 # pending → running.   Guard: state, queue, task, run_at.   Index: live_job_claim.
 #
-# For each queue with free slots ($1, $2), for each priority from the highest down ($3), take the jobs that are due in
-# the order of the index and lock them; a row that another worker has locked is passed over. Probing one priority after
-# the other keeps a bound on run_at in every probe: jobs scheduled for later are never read, however many there are.
+# For each queue with free slots ($1, $2) that is not paused, for each priority in turn ($3), take the jobs that are due
+# in the order of the index and lock them; a row that another worker has locked is passed over. Probing one priority
+# after the other keeps a bound on run_at in every probe: jobs scheduled for later are never read, however many.
 # Both limits are lazy: a lower priority is only probed while slots are left, so nothing is locked that is not taken.
 #
 # The CTE is MATERIALIZED on purpose. Written as ``where id in (select .. limit n for update skip locked)`` the planner
@@ -109,7 +109,11 @@ where held.task = owner.task and held.key = owner.key
 CLAIM = """
 with taken as materialized (
     select candidate.id, candidate.lost >= $7 as suspect
-    from unnest($1::text[], $2::integer[]) as wanted (queue, slots)
+    from (
+        select queue, slots from unnest($1::text[], $2::integer[]) as asked (queue, slots)
+        where not exists (select from outbox.queue where name = asked.queue and paused_at is not null)
+        offset 0  -- first, so that nothing of a paused queue is locked
+    ) wanted
     cross join lateral (
         select due.id, due.lost
         from unnest($3::smallint[]) as level (priority)

@@ -154,7 +154,7 @@ class Worker:
             loop.result()  # a loop ends only by an error that none of us foresaw: better loud than stopped in silence
 
     async def _claim_for_ever(self, link: Link) -> None:
-        pause = self._settings.poll_min
+        pause, turn = self._settings.poll_min, 0
         while not self._stop_asked.is_set():
             self._wake.clear()
             wanted = self._runner.wanted()
@@ -168,11 +168,13 @@ class Worker:
                     self._tasks,
                     self.id,
                     self._settings.lease,
+                    levels=claims.levels(turn),
                     suspect=not self._runner.holds_suspect,
                 )
             except FAILURES as exc:
                 await link.pause(exc)
                 continue
+            turn += bool(taken)
             if self._runner.accept(taken, wanted):
                 await asyncio.sleep(0)  # settles and handlers get their turn before more is claimed
                 pause = self._settings.poll_min

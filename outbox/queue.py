@@ -1,0 +1,50 @@
+"""What a person may say of a queue. It needs no declaration: a queue is whatever jobs and workers name so."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from outbox.newjob import MAX_NAME, is_name
+
+_PAUSE = text(
+    """
+    insert into outbox.queue (name, paused_at) values (:name, clock_timestamp())
+    on conflict (name) do update set paused_at = coalesce(queue.paused_at, excluded.paused_at)
+    """
+)
+_RESUME = text("update outbox.queue set paused_at = null where name = :name")
+_ALL = text("select name, paused_at from outbox.queue order by name")
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue that a person has said something of.
+
+    :ivar paused_at: since when none of its jobs is claimed; None if they are.
+    """
+
+    name: str
+    paused_at: datetime | None
+
+
+async def pause(connection: AsyncSession | AsyncConnection, name: str) -> None:
+    """Have no worker claim jobs of this queue from the commit on; those that run go on, and enqueuing goes on too.
+
+    :raises ValueError: if no queue can be called so.
+    """
+    if not is_name(name):
+        raise ValueError(f"queue: must be 1 to {MAX_NAME} printable characters")
+    await connection.execute(_PAUSE, {"name": name})
+
+
+async def resume(connection: AsyncSession | AsyncConnection, name: str) -> None:
+    """Have workers claim jobs of this queue again; nothing happens if it is not paused."""
+    if is_name(name):
+        await connection.execute(_RESUME, {"name": name})
+
+
+async def spoken_of(connection: AsyncSession | AsyncConnection) -> list[Queue]:
+    """The queues that a person has said something of, by name."""
+    return [Queue(row.name, row.paused_at) for row in await connection.execute(_ALL)]
