@@ -1,5 +1,6 @@
 """What a person may do to a job, in the caller's transaction; a move that the job's state does not allow is refused."""
 
+from dataclasses import replace
 from uuid import UUID
 
 from sqlalchemy import text
@@ -8,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from outbox import sql, status
 from outbox.errors import IllegalTransition, JobNotFound, KeyTaken
 from outbox.job import TRANSITIONS, Job, State
+from outbox.status import JobFilter
 
 
 async def cancel(connection: AsyncSession | AsyncConnection, id: UUID) -> Job:
@@ -37,9 +39,32 @@ async def requeue(connection: AsyncSession | AsyncConnection, id: UUID) -> Job:
     state = await _locked_state(connection, id, sql.LOCK_FINISHED)
     if state not in TRANSITIONS["requeue"]:
         await _refuse(connection, id, "requeue")
-    if (await connection.execute(text(sql.REQUEUE), {"id": id})).scalar() is None:
+    if (await connection.execute(text(sql.REQUEUE), {"ids": [str(id)]})).scalar() is None:
         raise KeyTaken(id)
     return await _current(connection, id)
+
+
+async def requeue_many(
+    connection: AsyncSession | AsyncConnection, wanted: JobFilter, *, limit: int = 1000, dry_run: bool = False
+) -> int:
+    """Requeue the failed and cancelled jobs that the filter finds, the oldest first.
+
+    Those whose key a live job has by now are left as they are. For more than ``limit`` call it again, in a transaction
+    of its own each time, until it answers less: so the workers get them in portions, and nobody waits for a long one.
+
+    :param wanted: its states, if it names any, are narrowed to those from which a requeue is legal.
+    :param limit: how many at most; 1 to 10,000.
+    :param dry_run: whether to count only.
+    :return: how many were requeued, or would be.
+    """
+    legal = TRANSITIONS["requeue"]
+    states = [state for state in (wanted.states or legal) if state in legal]
+    if not states:
+        return 0
+    ids = await status.ids(connection, replace(wanted, states=states), limit=max(1, min(limit, 10_000)))
+    if dry_run or not ids:
+        return len(ids)
+    return len((await connection.execute(text(sql.REQUEUE), {"ids": [str(id) for id in ids]})).all())
 
 
 async def _locked_state(connection: AsyncSession | AsyncConnection, id: UUID, lock: str) -> State | None:

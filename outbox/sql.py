@@ -301,13 +301,17 @@ where id = :id and state = 'running'
 """
 
 # failed | cancelled → pending, with all its attempts before it again.   Guard: the caller holds the row's lock.
-# The fence and the errors stay: a claim's number is never used twice, and history is kept. No row: its key is taken.
+# The fence and the errors stay: a claim's number is never used twice, and history is kept. Those whose key a live job
+# has, or a later one of them, are left as they are.
 REQUEUE = """
-with revived as (
-    delete from outbox.finished_job job where id = :id and state in ('failed', 'cancelled') and not exists (
+with chosen as materialized (
+    select distinct on (task, coalesce(key, id::text)) id from outbox.finished_job job
+    where id = any (cast(:ids as uuid[])) and state in ('failed', 'cancelled') and not exists (
         select from outbox.live_job live where live.task = job.task and live.key = job.key
     )
-    returning *
+    order by task, coalesce(key, id::text), id desc
+), revived as (
+    delete from outbox.finished_job where id = any (array(select id from chosen)) returning *
 )
 insert into outbox.live_job (
     id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,

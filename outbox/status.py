@@ -65,6 +65,12 @@ async def page(
     return Page(jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None)
 
 
+async def ids(connection: AsyncSession | AsyncConnection, wanted: JobFilter, *, limit: int) -> list[UUID]:
+    """The ids of the jobs that the filter finds, the oldest first."""
+    statement = select(job.c.id).where(*_conditions(wanted)).order_by(job.c.id).limit(limit)
+    return list((await connection.execute(statement)).scalars())
+
+
 def _job(row: Mapping[Any, Any]) -> Job:
     values = {field: row[field] for field in Job.__dataclass_fields__}
     values |= {name: payload.read(values[name]) for name in _JSON}

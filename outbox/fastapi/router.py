@@ -17,7 +17,7 @@ from outbox.job import TERMINAL, Job, State
 
 
 class JobQuery(BaseModel):
-    """Filters of the list; repeat a parameter to allow several values."""
+    """Filters; within each any of several values will do."""
 
     model_config = {"extra": "forbid"}
 
@@ -27,8 +27,6 @@ class JobQuery(BaseModel):
     tag: list[Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]] = Field([], max_length=50)
     created_after: AwareDatetime | None = None
     created_before: AwareDatetime | None = None
-    limit: int = Field(50, ge=1, le=status.MAX_PAGE)
-    cursor: UUID | None = None
 
     def filter(self) -> status.JobFilter:
         """The same in the library's words."""
@@ -40,6 +38,27 @@ class JobQuery(BaseModel):
             created_after=self.created_after,
             created_before=self.created_before,
         )
+
+
+class PageQuery(JobQuery):
+    """Filters of the list; repeat a parameter to allow several values."""
+
+    limit: int = Field(50, ge=1, le=status.MAX_PAGE)
+    cursor: UUID | None = None
+
+
+class RetryMany(JobQuery):
+    """Which failed and cancelled jobs to run again."""
+
+    limit: int = Field(1000, ge=1, le=10_000, description="Of more than this the oldest; ask again for the others.")
+    dry_run: bool = Field(default=False, description="Only count them.")
+
+
+class Retried(BaseModel):
+    """How many jobs are to run again, or would be."""
+
+    count: int
+    dry_run: bool
 
 
 def status_router(
@@ -54,7 +73,7 @@ def status_router(
     Session = Annotated[AsyncSession, Depends(session, scope="function")]  # noqa: N806 - a type
 
     @router.get("", operation_id="jobs_list", responses=problem_responses(422))
-    async def list_jobs(request: Request, session: Session, query: Annotated[JobQuery, Query()]) -> JobPage:
+    async def list_jobs(request: Request, session: Session, query: Annotated[PageQuery, Query()]) -> JobPage:
         """Jobs by filter, newest first."""
         page = await status.page(session, query.filter(), limit=query.limit, before=query.cursor)
         return JobPage(data=[view(request, job) for job in page.jobs], next_cursor=page.next)
@@ -66,6 +85,12 @@ def status_router(
         if job is None:
             raise JobNotFound(job_id)
         return _answer(request, response, job)
+
+    @router.post("/retry", operation_id="jobs_retry_many", responses=problem_responses(422))
+    async def retry_jobs(session: Session, body: RetryMany) -> Retried:
+        """Run failed and cancelled jobs again that the filter finds; those whose key is taken stay as they are."""
+        count = await control.requeue_many(session, body.filter(), limit=body.limit, dry_run=body.dry_run)
+        return Retried(count=count, dry_run=body.dry_run)
 
     @router.post("/{job_id}/cancel", operation_id="jobs_cancel", responses=problem_responses(404, 409, 422))
     async def cancel_job(request: Request, response: Response, session: Session, job_id: UUID) -> JobView:

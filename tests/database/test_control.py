@@ -10,6 +10,7 @@ from outbox import State, claim, control
 from outbox.connection import Link
 from outbox.errors import IllegalTransition, JobNotFound
 from outbox.outcome import Finished
+from outbox.status import JobFilter
 from tests import factories
 from tests.factories import plant
 from tests.waiting import eventually
@@ -139,3 +140,48 @@ async def test_a_cancel_that_meets_a_settle_waits_and_then_sees_the_end(
     with pytest.raises(IllegalTransition) as caught:
         await cancelling
     assert caught.value.state == "succeeded"
+
+
+# Many at once.
+
+
+async def test_many_are_requeued_by_filter_the_oldest_first(engine: AsyncEngine, session: AsyncSession) -> None:
+    first = [await plant(engine, kind, task="mail", tags=["t"]) for kind in ("failed", "cancelled", "failed")]
+    others = [await plant(engine, "failed"), await plant(engine, "succeeded", task="mail"), await plant(engine)]
+    wanted = JobFilter(tasks=["mail"], tags=["t"])
+
+    assert await control.requeue_many(session, wanted, dry_run=True) == 3
+    await session.commit()
+    assert await factories.count(engine, "pending") == 1
+
+    assert await control.requeue_many(session, wanted, limit=2) == 2
+    assert await control.requeue_many(session, wanted, limit=2) == 1
+    assert await control.requeue_many(session, wanted, limit=2) == 0
+    await session.commit()
+    states = {job.id: job.state for job in await factories.read_all(engine)}
+    assert {states[id] for id in first} == {State.PENDING}
+    assert [states[id] for id in others] == [State.FAILED, State.SUCCEEDED, State.PENDING]
+
+
+@pytest.mark.parametrize("states", [[State.SUCCEEDED], [State.PENDING, State.RUNNING]])
+async def test_a_filter_for_other_states_requeues_nothing(
+    engine: AsyncEngine, session: AsyncSession, states: list[State]
+) -> None:
+    for kind in ("failed", "succeeded", "running", "pending"):
+        await plant(engine, kind)
+    before = await factories.read_all(engine)
+    assert await control.requeue_many(session, JobFilter(states=states)) == 0
+    await session.commit()
+    assert await factories.read_all(engine) == before
+
+
+async def test_of_those_with_one_key_the_latest_is_requeued_if_none_lives(
+    engine: AsyncEngine, session: AsyncSession
+) -> None:
+    _, latest = [await plant(engine, "failed", key="a") for _ in range(2)]
+    await plant(engine, "failed", key="b")
+    await plant(engine, key="b")
+    assert await control.requeue_many(session, JobFilter()) == 1
+    await session.commit()
+    assert (await factories.read(engine, latest)).state is State.PENDING
+    assert await factories.count(engine, "failed") == 2

@@ -15,9 +15,9 @@ from tests.service.servers import Mailbox
 ADA = {"email": "ada@example.com", "name": "Ada"}
 
 
-async def signed_up(client: httpx2.AsyncClient) -> dict[str, Any]:
+async def signed_up(client: httpx2.AsyncClient, **changes: str) -> dict[str, Any]:
     """Sign up; give the reference to the job."""
-    reference: dict[str, Any] = (await client.post("/v1/signups", json=ADA)).json()["jobs"][0]
+    reference: dict[str, Any] = (await client.post("/v1/signups", json=ADA | changes)).json()["jobs"][0]
     return reference
 
 
@@ -84,3 +84,18 @@ async def test_the_description_names_every_path_and_its_errors(app: FastAPI) -> 
     assert "application/problem+json" in paths["/v1/orders"]["post"]["responses"]["422"]["content"]
     operations = [each["operationId"] for path in paths.values() for each in path.values()]
     assert len(operations) == len(set(operations))
+
+
+async def test_jobs_are_retried_by_filter(client: httpx2.AsyncClient) -> None:
+    ids = [(await signed_up(client, email=f"{n}@example.com"))["id"] for n in range(3)]
+    for id in ids:
+        await client.post(f"/v1/jobs/{id}/cancel")
+    wanted = {"task": ["send_welcome"], "state": ["cancelled"]}
+    dry = await client.post("/v1/jobs/retry", json={**wanted, "dry_run": True})
+    assert (dry.status_code, dry.json()) == (200, {"count": 3, "dry_run": True})
+    done = await client.post("/v1/jobs/retry", json={**wanted, "limit": 2})
+    assert done.json() == {"count": 2, "dry_run": False}
+    states = [(await client.get(f"/v1/jobs/{id}")).json()["state"] for id in ids]
+    assert states == ["pending", "pending", "cancelled"]
+    refused = await client.post("/v1/jobs/retry", json={"stat": ["failed"]})
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "$.body.stat")
