@@ -14,7 +14,7 @@ async def test_alive_and_ready(client: httpx2.AsyncClient) -> None:
 
 
 async def test_not_ready_with_another_schema(client: httpx2.AsyncClient, connection: AsyncConnection) -> None:
-    await connection.execute(text("update outbox.schema_version set version = version + 1"))
+    await connection.execute(text("insert into outbox.schema_version (version) values (99)"))
     await refused(client)
 
 
