@@ -19,6 +19,7 @@ from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def load(path: Path) -> ModuleType:
@@ -31,12 +32,18 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def test_the_readme_shows_the_example_files_to_the_letter() -> None:
-    readme = (ROOT / "README.md").read_text()
-    shown = re.findall(r"<!-- (docs/examples/\w+\.py) -->\n```python\n(.*?)```", readme, re.DOTALL)
-    assert [ROOT / path for path, _ in shown] == EXAMPLES
+def test_the_pages_show_the_example_files_to_the_letter() -> None:
+    pages = "".join(page.read_text() for page in PAGES)
+    shown = re.findall(r"<!-- (docs/examples/\w+\.py) -->\n```python\n(.*?)```", pages, re.DOTALL)
+    assert sorted(ROOT / path for path, _ in shown) == EXAMPLES
     for path, text in shown:
         assert (ROOT / path).read_text().partition('"""\n\n')[2] == text, path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_pages_show_no_python_but_that_of_examples(page: Path) -> None:
+    for before, _ in re.findall(r"(.*)\n```python\n(.*?)```", page.read_text()):
+        assert before.startswith("<!-- docs/examples/")
 
 
 async def test_the_one_line_change_from_background_tasks_runs_the_job_once_the_request_has_committed(
