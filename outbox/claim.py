@@ -1,5 +1,6 @@
 """Take jobs, and settle how their attempts ended; each guarded by the fence."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
@@ -14,6 +15,9 @@ from outbox.newjob import PRIORITIES
 from outbox.outcome import Error, Finished, Outcome, Postponed
 
 Settlement = tuple[Claim, Outcome]
+
+ADMITTED = 1000
+"""Jobs at most that are let into their groups between two claims."""
 
 AGEING = 16
 """Turns of claiming in which each priority comes first at least once."""
@@ -38,17 +42,17 @@ async def take(
     :param levels: the priorities in the order in which they are taken.
     :param suspect: whether one of them may be a job that fails if it loses one worker more.
     """
-    rows = await link.fetch(
-        sql.CLAIM,
-        list(wanted),
-        list(wanted.values()),
-        list(levels),
-        list(tasks),
-        worker_id,
-        lease,
-        MAX_LOST - 1,
-        suspect,
-    )
+    rest = (list(levels), list(tasks), worker_id, lease, MAX_LOST - 1)
+    rows = await link.fetch(sql.CLAIM, list(wanted), list(wanted.values()), *rest, suspect)
+    if rows and rows[-1]["id"] is None:
+        rows.pop()
+        opened = (await link.fetch(sql.ADMIT, ADMITTED))[0]["opened"]
+        came = Counter(row["queue"] for row in rows)
+        still = {queue: slots - came[queue] for queue, slots in wanted.items() if slots > came[queue]}
+        if opened and still:
+            suspect = suspect and not any(row["suspect"] for row in rows)
+            more = await link.fetch(sql.CLAIM, list(still), list(still.values()), *rest, suspect)
+            rows += [row for row in more if row["id"] is not None]
     claims = [
         Claim(
             id=row["id"],
@@ -64,6 +68,7 @@ async def take(
             worker_id=worker_id,
             is_suspect=row["suspect"],
             checkpoint=row["checkpoint"],
+            group=row["group_key"],
         )
         for row in rows
     ]
@@ -84,10 +89,22 @@ def levels(turn: int) -> Sequence[int]:
 async def settle(link: Link, settlements: Sequence[Settlement]) -> list[Claim]:
     """Write how attempts ended, all of them in one or two statements.
 
-    A job that a person has asked to cancel while its attempt ended in a retry ends as cancelled.
+    Where there are jobs of groups among them, the next of each group is opened in the same transaction. A job that a
+    person has asked to cancel while its attempt ended in a retry ends as cancelled.
 
     :return: the claims whose lease was lost: the row was not theirs any more, and nothing was written.
     """
+    groups = [claim.group for claim, _ in settlements if claim.group is not None]
+    if not groups:
+        return await _settle(link, settlements)
+    async with link.transaction():
+        await link.fetch(sql.LOCK_GROUPS, groups)
+        lost = await _settle(link, settlements)
+        await link.fetch(sql.OPEN_GROUPS, groups)
+    return lost
+
+
+async def _settle(link: Link, settlements: Sequence[Settlement]) -> list[Claim]:
     finished = [(claim, outcome) for claim, outcome in settlements if isinstance(outcome, Finished)]
     postponed = [(claim, outcome) for claim, outcome in settlements if isinstance(outcome, Postponed)]
     if postponed:

@@ -3,6 +3,8 @@
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -76,8 +78,27 @@ class Link:
             )
         return self._connection
 
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Run the statements of the block in one transaction."""
+        connection = await self.connection()
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            yield
+            await transaction.commit()
+        except asyncpg.PostgresError as exc:
+            if is_lost(exc):
+                self.drop()
+            else:
+                await transaction.rollback()
+            raise
+        except BaseException:
+            self.drop()
+            raise
+
     async def fetch(self, statement: str, *args: Any) -> list[asyncpg.Record]:
-        """Run one statement in a transaction of its own."""
+        """Run one statement, in a transaction of its own unless one is open."""
         connection = await self.connection()
         try:
             rows: list[asyncpg.Record] = await connection.fetch(statement, *args)

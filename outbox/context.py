@@ -46,6 +46,7 @@ class Claim:
     created_at: datetime
     worker_id: UUID
     is_suspect: bool = False
+    group: str | None = None
     checkpoint: str | None = None
     progress: str | None = None
     kept: str | None = None

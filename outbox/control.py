@@ -19,9 +19,14 @@ async def cancel(connection: AsyncSession | AsyncConnection, id: UUID) -> Job:
     :raises JobNotFound: if there is no such job.
     :raises IllegalTransition: if it has ended already.
     """
+    group = (await connection.execute(text(sql.GROUP), {"id": id})).scalar()
+    if group is not None:
+        await connection.execute(text(sql.LOCK_GROUP), {"group": group})
     state = await _locked_state(connection, id, sql.LOCK_LIVE)
     if state is State.PENDING:
         await connection.execute(text(sql.CANCEL), {"id": id})
+        if group is not None:
+            await connection.execute(text(sql.OPEN_GROUP), {"group": group})
     elif state is State.RUNNING:
         await connection.execute(text(sql.REQUEST_CANCEL), {"id": id})
     else:

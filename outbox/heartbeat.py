@@ -22,6 +22,7 @@ TELL = 1.0
 """Seconds between two looks at progress and cancel requests."""
 
 KEEP_PARTITIONS = 600.0
+MEND_GROUPS = 60.0
 
 LAST_WORDS = 5.0
 """Seconds at most to hand jobs back when the worker has to be left."""
@@ -99,6 +100,7 @@ class Heartbeat:
             _Duty(min(TELL, beat), self._tell, now + min(TELL, beat)),
             _Duty(beat, self._rescue, now + beat * random.random()),
             _Duty(KEEP_PARTITIONS, self._keep_partitions, now + random.random()),
+            _Duty(MEND_GROUPS, self._mend_groups, now + MEND_GROUPS * random.random()),
         ]
         while not self._stopped.is_set():
             now = time.monotonic()
@@ -154,6 +156,9 @@ class Heartbeat:
 
     async def _keep_partitions(self) -> None:
         await maintenance.keep_partitions(self._link, self._settings.retention_days)
+
+    async def _mend_groups(self) -> None:
+        await maintenance.mend_groups(self._link)
 
     def _tell_worker(self, tell: Callable[[Claim], None], claim: Claim) -> None:
         try:

@@ -78,6 +78,9 @@ class Job:
     key: str | None
     version: int
     checkpoint: Any
+    group_key: str | None
+    passable: bool
+    blocked: str | None
 
     @property
     def done(self) -> bool:

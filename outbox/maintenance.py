@@ -38,12 +38,41 @@ where (task, key) in (select task, key from outbox.held_key where until < now() 
                       for update skip locked)
 """
 
+# Groups in which jobs are blocked by none: not by anything done here, but rows may be deleted by hand. The first job of
+# each is let in anew, under the group's lock, so that to be wrong does no harm.
+_FORGOTTEN_GROUPS = """
+with recursive blocked as (
+    (select group_key from outbox.live_job
+     where group_key is not null and blocked is not null order by group_key limit 1)
+    union all
+    select (select group_key from outbox.live_job live
+            where group_key is not null and blocked is not null and live.group_key > blocked.group_key
+            order by group_key limit 1)
+    from blocked where blocked.group_key is not null
+)
+update outbox.live_job set blocked = 'new'
+where id = any (array(
+    select first.id from blocked
+    cross join lateral (
+        select id, blocked from outbox.live_job live
+        where live.group_key = blocked.group_key and blocked is not null order by id limit 1
+    ) first
+    where first.blocked = 'group' and not exists (
+        select from outbox.live_job live where live.group_key = blocked.group_key and live.blocked is null
+    )
+))
+"""
+
 
 async def rescue(link: Link) -> int:
     """Give the jobs whose lease is over back to all workers, or end those that are poison; how many there were."""
     total = 0
     while True:
-        rows = await link.fetch(sql.RESCUE, MAX_LOST, RESCUE_BATCH)
+        async with link.transaction():
+            groups = [row["name"] for row in await link.fetch(sql.GROUPS_TO_RESCUE, MAX_LOST, RESCUE_BATCH)]
+            rows = await link.fetch(sql.RESCUE, MAX_LOST, RESCUE_BATCH, groups)
+            if groups:
+                await link.fetch(sql.OPEN_GROUPS, groups)
         counts: dict[str, int] = {row["next"]: row["count"] for row in rows}
         found = sum(counts.values())
         if found:
@@ -68,6 +97,11 @@ async def keep_partitions(link: Link, retention_days: int) -> None:
         events.emit(events.INFO, "partitions_changed", created=len(days), dropped=len(old))
     await link.fetch(_PRUNE_DEFAULT, retention_days)
     await link.fetch(_PRUNE_KEYS)
+
+
+async def mend_groups(link: Link) -> None:
+    """Let a job run in every group that has blocked jobs and none that blocks them."""
+    await link.fetch(_FORGOTTEN_GROUPS)
 
 
 async def _briefly(link: Link, statement: str, *args: object) -> None:

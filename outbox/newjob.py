@@ -38,6 +38,9 @@ class Options:
     :param run_at: an aware datetime before which the job does not run.
     :param max_attempts: 1 to 32,767.
     :param tags: strings to find the job by.
+    :param group: jobs of a group run one at a time, in the order in which they were enqueued.
+    :param passable: whether, while this job waits for its time (a delay, a retry, a snooze), those behind it in its
+        group may pass. Otherwise they wait for it.
     :param key: of the live jobs of a task only one has this key, whoever enqueues it.
     :param unique_for: seconds or a timedelta for which the key is taken, counted from the enqueue, even when the job
         has ended by then.
@@ -52,6 +55,8 @@ class Options:
     run_at: datetime | None = None
     max_attempts: int | None = None
     tags: Sequence[str] = field(default=())
+    group: str | None = None
+    passable: bool = False
     key: str | None = None
     unique_for: float | timedelta | None = None
     on_conflict: OnConflict = "keep"
@@ -71,6 +76,15 @@ class Options:
             raise ValueError(f"tags: must be a sequence of strings of 1 to {MAX_NAME} printable characters")
         seconds(self.delay)
         self._check_key()
+        self._check_group()
+
+    def _check_group(self) -> None:
+        if self.group is None and self.passable:
+            raise ValueError("passable says what a job does in its group: give group= too")
+        if self.group is not None and not is_name(self.group):
+            raise ValueError(f"group: must be 1 to {MAX_NAME} printable characters")
+        if self.group is not None and self.on_conflict == "replace":
+            raise ValueError("replace would hold up the group of the job that is there: not with group")
 
     def _check_key(self) -> None:
         if self.on_conflict not in get_args(OnConflict):
@@ -125,4 +139,6 @@ def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
         "max_attempts": [job.options.max_attempts for job in jobs],
         "tags": [json.dumps(list(job.options.tags)) if job.options.tags else None for job in jobs],
         "key": [job.options.key for job in jobs],
+        "group": [job.options.group for job in jobs],
+        "passable": [job.options.passable for job in jobs],
     }

@@ -153,6 +153,8 @@ class Runner:
         del self._running[claim]
         if isinstance(outcome, Finished) and outcome.written:
             self._held.pop(claim.id, None)
+            if claim.group is not None:
+                self._wake()
         else:
             self._settler.put(claim, outcome)
         _report(claim, outcome, seconds)

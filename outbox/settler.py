@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from outbox import claim as claims
 from outbox import events
@@ -19,11 +20,13 @@ class Settler:
     A lost database is waited out; the outcomes stay here. The fence decides whether they still count.
 
     :param held: every claim of this worker by its job's id; what has been settled is taken out of it.
+    :param wake: called when what has been written has let other jobs run.
     """
 
-    def __init__(self, link: Link, held: dict[object, Claim]) -> None:
+    def __init__(self, link: Link, held: dict[object, Claim], wake: Callable[[], None]) -> None:
         self._link = link
         self._held = held
+        self._wake = wake
         self._outcomes: deque[Settlement] = deque()
         self._ready = asyncio.Event()
         self._empty = asyncio.Event()
@@ -68,6 +71,8 @@ class Settler:
         for claim, _ in batch:
             if self._held.get(claim.id) is claim:
                 del self._held[claim.id]
+        if any(claim.group is not None for claim, _ in batch):
+            self._wake()
 
     async def _settled(self, batch: list[Settlement]) -> list[Claim]:
         write = claims.settle

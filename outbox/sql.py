@@ -21,14 +21,18 @@ Habits that keep them right:
 # (nothing) → pending.
 # Any number of jobs in one statement. Arrays travel as text, so that every driver can send them.
 ENQUEUE = """
-insert into outbox.live_job (id, task, queue, payload, priority, run_at, max_attempts, tags, key)
+insert into outbox.live_job (
+    id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked
+)
 select id, task, queue, payload::jsonb, priority,
-       coalesce(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb, key
+       coalesce(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb, key,
+       group_key, passable, case when group_key is not null then 'new' end
 from unnest(
     cast(:id as uuid[]), cast(:task as text[]), cast(:queue as text[]), cast(:payload as text[]),
     cast(:priority as smallint[]), cast(:run_at as timestamptz[]), cast(:delay as double precision[]),
-    cast(:max_attempts as smallint[]), cast(:tags as text[]), cast(:key as text[])
-) as job (id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key)
+    cast(:max_attempts as smallint[]), cast(:tags as text[]), cast(:key as text[]),
+    cast(:group as text[]), cast(:passable as boolean[])
+) as job (id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable)
 """
 
 # The same for jobs with a key, unless one of them lives.   Index: live_job_key.
@@ -104,6 +108,8 @@ where held.task = owner.task and held.key = owner.key
 # take one now), for were two held when it dies, the innocent one would be blamed too. Those passed over stay as they
 # are: locked until the statement ends, and not taken.
 #
+# A last row of nulls says that jobs wait to be let into their groups (ADMIT); what is blocked is not seen here.
+#
 # The fence grows here and nowhere else. Only tasks that this worker knows ($4) are claimed; the others wait for one
 # that does.
 CLAIM = """
@@ -120,27 +126,42 @@ with taken as materialized (
         cross join lateral (
             select live.id, live.lost
             from outbox.live_job live
-            where live.state = 'pending' and live.queue = wanted.queue and live.priority = level.priority
-              and live.run_at <= now() and live.task = any ($4::text[])
-              and (live.lost < $7 or $8)
+            where live.state = 'pending' and live.blocked is null
+              and live.queue = wanted.queue and live.priority = level.priority and live.run_at <= now()
+              and live.task = any ($4::text[]) and (live.lost < $7 or $8)
             order by live.run_at, live.id
             limit wanted.slots
             for update skip locked
         ) due
         limit wanted.slots
     ) candidate
+), claimed as (
+    update outbox.live_job live
+    set state = 'running', fence = fence + 1, worker_id = $5, started_at = clock_timestamp(),
+        lease_until = clock_timestamp() + make_interval(secs => $6)
+    where live.id = any (array(
+        select id from taken where not suspect
+        union all
+        (select id from taken where suspect limit 1)
+    ))
+    returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
+              live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect, live.checkpoint::text,
+              live.group_key
 )
-update outbox.live_job live
-set state = 'running', fence = fence + 1, worker_id = $5, started_at = clock_timestamp(),
-    lease_until = clock_timestamp() + make_interval(secs => $6)
-where live.id = any (array(
-    select id from taken where not suspect
-    union all
-    (select id from taken where suspect limit 1)
-))
-returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
-          live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect, live.checkpoint::text
+select * from claimed
+union all
+select null, null, null, null, null, null, null, null, null, null, null, null, null
+where exists (select from outbox.live_job where blocked = 'new' and run_at <= now())
 """
+
+# pending → pending: from outside of a group to a place in it; the first of each group may be claimed. $1: how many.
+# Jobs of a group are let in by a worker, and not by whoever enqueues them: transactions that are not committed yet can
+# see nothing of each other, and must not wait for each other either.
+ADMIT = "select outbox.admit($1) as opened"
+
+# Around whatever ends the turn of a job in its group, in one transaction: the group's lock, the move, the next one.
+LOCK_GROUPS = "select outbox.lock_groups($1::text[])"
+OPEN_GROUPS = "select outbox.open_groups($1::text[])"
 
 # running → running.   Guard: fence.   Index: primary key.
 # Answers for every claim asked about: is it still ours, and has a person asked to cancel it? A row that is locked just
@@ -190,7 +211,7 @@ where live.id = any ($1::uuid[]) and live.cancel_requested_at is not null
 # What a job takes along from one table to the other, whatever the move.
 _KEPT = """
         id, task, queue, priority, run_at, payload, max_attempts, fence, worker_id, created_at, started_at, tags, key,
-        version"""
+        version, group_key, passable"""
 
 # running → succeeded | failed | cancelled.   Guard: fence.   Index: primary key.
 # The row moves to the table of finished jobs in the same statement. Answers the position of each job that was settled.
@@ -230,6 +251,7 @@ KEEP_HERE = "select outbox.keep(cast(:id as uuid), :fence, :checkpoint)"
 POSTPONE = """
 update outbox.live_job live
 set state = 'pending', lease_until = null, run_at = clock_timestamp() + make_interval(secs => outcome.delay),
+    blocked = case when live.passable then 'new' end,
     attempt = live.attempt + outcome.charged,
     progress = coalesce(outcome.progress::jsonb, live.progress),
     checkpoint = coalesce(outcome.checkpoint::jsonb, live.checkpoint),
@@ -247,6 +269,7 @@ returning outcome.n
 # running → pending | failed | cancelled, by any worker, when a lease is over.   Index: live_job_lease_until.
 # A dead worker is not the job's fault: no attempt is charged. But a job that has lost $1 workers is poison and fails.
 # $2: how many at most, in the order of their leases, so that no row can hide behind others for ever.
+# $3: the groups whose locks are held; a job of another one does not end here.
 RESCUE = f"""
 with expired as materialized (
     select live.id,
@@ -256,7 +279,10 @@ with expired as materialized (
                'at', clock_timestamp(), 'worker_id', live.worker_id, 'traceback', '',
                'message', 'the worker died, or was cut off, while it ran this job') as error
     from outbox.live_job live
-    where live.lease_until < now()
+    where live.lease_until < now() and (
+        live.group_key is null or live.group_key = any ($3::text[])
+        or (live.cancel_requested_at is null and live.lost + 1 < $1)
+    )
     order by live.lease_until
     limit $2
     for update skip locked
@@ -280,7 +306,19 @@ with expired as materialized (
 select next, count(*)::integer as count from expired group by next
 """
 
+# The groups in which a rescue would end a job, as many as can be locked at once.   Index: live_job_lease_until.
+GROUPS_TO_RESCUE = """
+select unnest(outbox.try_lock_groups(array(
+    select group_key from outbox.live_job
+    where lease_until < now() and group_key is not null and (cancel_requested_at is not null or lost + 1 >= $1)
+    order by lease_until limit $2
+))) as name
+"""
+
 # What a person may do. First the row is locked, then its state is known and nobody can change it.
+GROUP = "select group_key from outbox.live_job where id = :id"
+LOCK_GROUP = "select outbox.lock_groups(array[cast(:group as text)])"
+OPEN_GROUP = "select outbox.open_groups(array[cast(:group as text)])"
 LOCK_LIVE = "select state from outbox.live_job where id = :id for update"
 LOCK_FINISHED = "select state from outbox.finished_job where id = :id for update"
 
@@ -315,10 +353,10 @@ with chosen as materialized (
 )
 insert into outbox.live_job (
     id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
-    version, checkpoint
+    version, checkpoint, group_key, passable, blocked
 )
 select id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
-       version, checkpoint
+       version, checkpoint, group_key, passable, case when group_key is not null then 'new' end
 from revived
 returning id
 """

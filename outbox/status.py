@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Text, cast, false, or_, select
+from sqlalchemy import ColumnElement, Select, Text, cast, false, or_, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -19,6 +19,17 @@ MAX_PAGE = 200
 # JSON is read as text and decoded row by row, for a driver that fails on one value fails the whole page.
 _JSON = tuple(each.name for each in job.columns if isinstance(each.type, JSONB))
 _COLUMNS = tuple(cast(each, Text).label(each.name) if each.name in _JSON else each for each in job.columns)
+
+# The one whose turn it is, or else the first of those that wait for theirs.
+_BLOCKER = text(
+    """
+    select coalesce(
+        (select id from outbox.live_job where group_key = :group and blocked is null),
+        (select id from outbox.live_job where group_key = :group and blocked is not null and id < :id
+         order by id limit 1)
+    )
+    """
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,14 @@ async def get(connection: AsyncSession | AsyncConnection, id: UUID) -> Job | Non
     """The job, or None if there is none (any more)."""
     row = (await connection.execute(select(*_COLUMNS).where(job.c.id == id))).mappings().first()
     return None if row is None else _job(row)
+
+
+async def blocker(connection: AsyncSession | AsyncConnection, job: Job) -> UUID | None:
+    """The job of its group that this one waits for; None if it waits for none."""
+    if job.blocked is None:
+        return None
+    found: UUID | None = (await connection.execute(_BLOCKER, {"group": job.group_key, "id": job.id})).scalar()
+    return found
 
 
 async def page(

@@ -3,7 +3,20 @@
 The DDL itself is in ``schema``; a test compares the two.
 """
 
-from sqlalchemy import BigInteger, Column, DateTime, Index, MetaData, SmallInteger, Table, Text, column, table, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Index,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    column,
+    table,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.sql.expression import TableClause
 
@@ -41,6 +54,9 @@ def _later_columns() -> list[Column[object]]:
         Column("key", Text),
         Column("version", SmallInteger, nullable=False, server_default=text("1")),
         Column("checkpoint", JSONB),
+        Column("group_key", Text),
+        Column("passable", Boolean, nullable=False, server_default=text("false")),
+        Column("blocked", Text),
     ]
 
 
@@ -50,7 +66,27 @@ live_job = Table(
     Column("id", UUID, primary_key=True, server_default=text("outbox.uuid7()")),
     *_job_columns(),
     *_later_columns(),
-    Index("live_job_claim", "queue", "priority", "run_at", "id", postgresql_where=text("state = 'pending'")),
+    Index(
+        "live_job_claim",
+        "queue",
+        "priority",
+        "run_at",
+        "id",
+        postgresql_where=text("(state = 'pending') and (blocked is null)"),
+    ),
+    Index(
+        "live_job_open",
+        "group_key",
+        unique=True,
+        postgresql_where=text("(group_key is not null) and (blocked is null)"),
+    ),
+    Index(
+        "live_job_group",
+        "group_key",
+        "id",
+        postgresql_where=text("(group_key is not null) and (blocked is not null)"),
+    ),
+    Index("live_job_new", "run_at", postgresql_where=text("blocked = 'new'")),
     Index("live_job_key", "task", "key", unique=True, postgresql_where=text("key is not null")),
     Index("live_job_lease_until", "lease_until", postgresql_where=text("lease_until is not null")),
 )

@@ -57,7 +57,7 @@ class Worker:
         self._stop_asked = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._wake = asyncio.Event()
-        self._settler = Settler(Link(url, self._settings, "outbox settle"), self._held)
+        self._settler = Settler(Link(url, self._settings, "outbox settle"), self._held, self._wake.set)
         self._runner = Runner(outbox, self._settings, self._settler, self._held, self._wake.set)
         self._heartbeat: Heartbeat | None = None
 

@@ -84,7 +84,7 @@ def status_router(
         job = await status.get(session, job_id)
         if job is None:
             raise JobNotFound(job_id)
-        return _answer(request, response, job)
+        return await _answer(request, response, session, job)
 
     @router.post("/retry", operation_id="jobs_retry_many", responses=problem_responses(422))
     async def retry_jobs(session: Session, body: RetryMany) -> Retried:
@@ -95,18 +95,18 @@ def status_router(
     @router.post("/{job_id}/cancel", operation_id="jobs_cancel", responses=problem_responses(404, 409, 422))
     async def cancel_job(request: Request, response: Response, session: Session, job_id: UUID) -> JobView:
         """Cancel a job: at once if it waits; if it runs, its worker is asked to. The answer says what happened."""
-        return _answer(request, response, await control.cancel(session, job_id))
+        return await _answer(request, response, session, await control.cancel(session, job_id))
 
     @router.post("/{job_id}/retry", operation_id="jobs_retry", responses=problem_responses(404, 409, 422))
     async def retry_job(request: Request, response: Response, session: Session, job_id: UUID) -> JobView:
         """Run a failed or cancelled job again, with all its attempts before it."""
-        return _answer(request, response, await control.requeue(session, job_id))
+        return await _answer(request, response, session, await control.requeue(session, job_id))
 
     return router
 
 
-def _answer(request: Request, response: Response, job: Job) -> JobView:
+async def _answer(request: Request, response: Response, session: AsyncSession, job: Job) -> JobView:
     response.headers["Cache-Control"] = "private, no-cache"
     if job.state not in TERMINAL:
         response.headers["Retry-After"] = str(POLL_AGAIN)
-    return view(request, job)
+    return view(request, job, await status.blocker(session, job))

@@ -56,6 +56,8 @@ class JobView(BaseModel):
     error: ErrorView | None = Field(None, description="The last failure, also of a job that was retried since.")
     errors: list[ErrorView] = Field(description="The last 20 failures, oldest first.")
     tags: list[str]
+    group: str | None = Field(None, description="Its jobs run one at a time, in the order of their ids.")
+    blocked_by: UUID | None = Field(None, description="The job of its group that is before it; when asked for one job.")
     run_at: datetime = Field(description="Not started before this time.")
     created_at: datetime
     started_at: datetime | None = None
@@ -80,12 +82,17 @@ class JobReference(BaseModel):
     links: Links
 
 
-def view(request: Request, job: Job) -> JobView:
+def view(request: Request, job: Job, blocked_by: UUID | None = None) -> JobView:
     """A job as the API shows it. Tracebacks stay inside: they may name what a client must not know."""
     values = asdict(job)
     errors = [ErrorView.model_validate(error) for error in job.errors]
     values.update(
-        done=job.done, errors=errors, error=errors[-1] if errors else None, links=links(request, job.id, job.state)
+        done=job.done,
+        errors=errors,
+        error=errors[-1] if errors else None,
+        group=job.group_key,
+        blocked_by=blocked_by,
+        links=links(request, job.id, job.state),
     )
     return JobView.model_validate({field: values[field] for field in JobView.model_fields})
 

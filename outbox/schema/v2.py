@@ -1,14 +1,20 @@
-"""Version 2 of the ``outbox`` schema: keys, versions of payloads, checkpoints, and jobs settled by their handlers."""
+"""Version 2 of the ``outbox`` schema: keys, versions, checkpoints, groups, and jobs settled by their handlers."""
 
-from outbox.schema import v1
+from outbox.schema import group, v1
 
 _COMMENTS = {
     "key": "what makes the job unique among the live ones of its task; null: nothing does",
     "version": "version of the payload; a worker claims only those that its own code can read",
     "checkpoint": "what the handler last said to keep for its next attempt",
+    "group_key": "jobs of a group run one at a time, in the order of their ids; null: in none",
+    "passable": "while it waits for its time, those behind it in its group may pass",
+    "blocked": "new: not yet let into its group; group: another one of its group is before it; null: may be claimed",
 }
 
-_COLUMNS = "key text, version smallint not null default 1, checkpoint jsonb"
+_COLUMNS = (
+    "key text, version smallint not null default 1, checkpoint jsonb, "
+    "group_key text, passable boolean not null default false, blocked text"
+)
 
 _ADD = ", ".join(f"add column {column}" for column in _COLUMNS.split(", "))
 _DROP = ", ".join(f"drop column {name}" for name in _COMMENTS)
@@ -49,6 +55,7 @@ UP = (
     "comment on table outbox.queue is 'queues that a person has said something of; all others are as they are'",
     "comment on column outbox.queue.name is 'the name that jobs and workers say'",
     "comment on column outbox.queue.paused_at is 'no job of it is claimed from then on; null: claimed as usual'",
+    *group.UP,
     "create or replace view outbox.job as " + v1.both_tables(*_COMMENTS),
     # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
     # without the worker's planner settings. A function brings its own.
@@ -59,7 +66,12 @@ UP = (
     language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
     declare
         job outbox.live_job;
+        its_group text;
     begin
+        select live.group_key into its_group from outbox.live_job live where live.id = finish.id;
+        if its_group is not null then
+            perform outbox.lock_groups(array[its_group]);
+        end if;
         delete from outbox.live_job live
         where live.id = finish.id and live.fence = finish.fence and live.state <> 'pending'
         returning * into job;
@@ -68,15 +80,20 @@ UP = (
         end if;
         insert into outbox.finished_job (
             id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
-            created_at, started_at, cancel_requested_at, tags, key, version, checkpoint, progress, result, errors
+            created_at, started_at, cancel_requested_at, tags, key, version, group_key, passable, checkpoint, progress,
+            result, errors
         ) values (
             job.id, job.task, job.queue, 'succeeded', job.priority, job.run_at, job.payload, job.attempt + 1,
             job.max_attempts, job.lost, job.fence, job.worker_id, job.created_at, job.started_at,
-            job.cancel_requested_at, job.tags, job.key, job.version, coalesce(finish.checkpoint::jsonb, job.checkpoint),
-            coalesce(finish.progress::jsonb, job.progress), finish.result::jsonb,
+            job.cancel_requested_at, job.tags, job.key, job.version, job.group_key, job.passable,
+            coalesce(finish.checkpoint::jsonb, job.checkpoint), coalesce(finish.progress::jsonb, job.progress),
+            finish.result::jsonb,
             outbox.append_error(job.errors, finish.error::jsonb || jsonb_build_object(
                 'attempt', job.attempt + 1, 'fence', job.fence, 'at', clock_timestamp(), 'worker_id', job.worker_id))
         );
+        if its_group is not null then
+            perform outbox.open_groups(array[its_group]);
+        end if;
         return true;
     end
     $$
@@ -85,13 +102,19 @@ UP = (
     # A checkpoint in a transaction of the handler's, for the same reason a function.
     """
     create function outbox.keep(id uuid, fence bigint, checkpoint text) returns boolean
-    language sql set enable_seqscan = off set enable_bitmapscan = off as $$
-        with kept as (
-            update outbox.live_job live set checkpoint = keep.checkpoint::jsonb
-            where live.id = keep.id and live.fence = keep.fence and live.state <> 'pending'
-            returning 1
-        )
-        select exists (select from kept)
+    language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
+    declare
+        its_group text;
+    begin
+        select live.group_key into its_group from outbox.live_job live
+        where live.id = keep.id and live.fence = keep.fence and live.state <> 'pending';
+        if its_group is not null then
+            perform outbox.lock_groups(array[its_group]);  -- before the row, as everybody does
+        end if;
+        update outbox.live_job live set checkpoint = keep.checkpoint::jsonb
+        where live.id = keep.id and live.fence = keep.fence and live.state <> 'pending';
+        return found;
+    end
     $$
     """,
     "comment on function outbox.keep is 'writes a checkpoint with the current transaction; false: stale'",
@@ -102,6 +125,7 @@ DOWN = (
     "delete from outbox.schema_version where version = 2",
     "drop function outbox.keep",
     "drop function outbox.finish",
+    *group.DOWN,
     "drop table outbox.queue",
     "drop table outbox.held_key",
     "drop view outbox.job",

@@ -56,8 +56,11 @@ begin
     return null;
 end
 $$;
-create trigger recorder after insert or update or delete on outbox.live_job
+create trigger recorder after insert or delete on outbox.live_job
     for each row execute function crash.record();
+create trigger recorder_of_moves after update on outbox.live_job  -- to wait elsewhere is no move
+    for each row when (old.blocked is not distinct from new.blocked or old.state <> new.state)
+    execute function crash.record();
 create trigger recorder after insert or update or delete on outbox.finished_job
     for each row execute function crash.record();
 """

@@ -92,7 +92,7 @@ async def work(url: str, fate: Fate) -> None:
 
     engine = create_async_engine(url, poolclass=NullPool)
     settings = WorkerSettings(queues={"default": 4}, lease=LEASE, prefetch=0, wake_up=False, poll_max=0.05)
-    worker.__dict__["claims"] = SimpleNamespace(take=take)
+    worker.__dict__["claims"] = SimpleNamespace(take=take, levels=claims.levels)
     await Worker(declare(engine, fate), url, settings).run()
 
 
@@ -114,9 +114,13 @@ def main(url: str, log: str, chance: float, seed: int) -> None:
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            asyncio.run(work(url, Fate(file, chance, seed)))
-            os._exit(0)
-        os.waitpid(child, 0)
+            try:
+                asyncio.run(work(url, Fate(file, chance, seed)))
+            finally:
+                os._exit(1)  # whatever it was, it was not a kill
+        _, ended = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(ended):
+            sys.exit("void: a worker ended by itself")
 
 
 if __name__ == "__main__":

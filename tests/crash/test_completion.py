@@ -28,15 +28,16 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]
 
 
 @asynccontextmanager
-async def doomed(database: Database, log: Path, *, chance: float, seed: int, lines: int) -> AsyncIterator[None]:
+async def doomed(
+    database: Database, log: Path, *, chance: float, seed: int, lines: int
+) -> AsyncIterator[list[subprocess.Popen[bytes]]]:
     """Lines of workers that die and are replaced, for the length of the block."""
     command = [sys.executable, "-m", "tests.crash.doomed", database.url, str(log), str(chance)]
     processes = [
         await asyncio.to_thread(subprocess.Popen, [*command, str(seed + n * 100_000)], cwd=ROOT) for n in range(lines)
     ]
     try:
-        yield
-        assert all(process.poll() is None for process in processes), "void: a line of workers ended by itself"
+        yield processes
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -51,13 +52,14 @@ async def test_every_job_that_succeeded_has_one_effect_and_every_other_has_none(
     log.touch()
 
     async def enough() -> bool:
+        assert all(line.poll() is None for line in processes), "void: a line of workers ended by itself"
         deaths = len(log.read_text().splitlines())
         waiting = await database.value("select count(*) from outbox.live_job where task = 'step'")
         if deaths < KILLS and waiting < 200:
             await database.enqueue(*(NewJob("step", "{}", Options()) for _ in range(300)))
         return deaths >= KILLS
 
-    async with doomed(database, log, chance=CHANCE, seed=seed, lines=LINES):
+    async with doomed(database, log, chance=CHANCE, seed=seed, lines=LINES) as processes:
         await eventually(enough, within=PATIENCE + KILLS)
 
     async def at_rest() -> bool:

@@ -32,3 +32,17 @@ async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     db = await asyncpg.connect(connection.dsn(database_url))
     yield db
     await db.close(timeout=5)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every statement that asyncpg prepares and runs in this process, from any thread."""
+    said: list[str] = []
+    fetch = asyncpg.Connection.fetch
+
+    async def fetch_and_note(self: asyncpg.Connection, query: str, *args: object, **options: object) -> object:
+        said.append(query)
+        return await fetch(self, query, *args, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "fetch", fetch_and_note)
+    return said

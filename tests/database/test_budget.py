@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -12,20 +11,6 @@ from outbox.worker import Worker
 from tests import factories
 from tests.factories import plant_many
 from tests.waiting import eventually
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every statement that asyncpg prepares and runs in this process, from any thread."""
-    said: list[str] = []
-    fetch = asyncpg.Connection.fetch
-
-    async def fetch_and_note(self: asyncpg.Connection, query: str, *args: object, **options: object) -> object:
-        said.append(query)
-        return await fetch(self, query, *args, **options)
-
-    monkeypatch.setattr(asyncpg.Connection, "fetch", fetch_and_note)
-    return said
 
 
 @pytest.fixture

@@ -18,15 +18,16 @@ from outbox.newjob import PRIORITIES
 from tests import factories
 from tests.factories import plant_many
 
-CLAIM, LEASE, KEY = "live_job_claim", "live_job_lease_until", "live_job_pkey"
+CLAIM, LEASE, KEY, NEW = "live_job_claim", "live_job_lease_until", "live_job_pkey", "live_job_new"
 
 STATEMENTS = {
-    "CLAIM": {CLAIM, KEY},
+    "CLAIM": {CLAIM, KEY, NEW},
     "RENEW": {KEY},
     "SAY": {KEY},
     "CANCELS": {KEY},
     "FINISH": {KEY},
     "POSTPONE": {KEY},
+    "GROUPS_TO_RESCUE": {LEASE},
     "RESCUE": {LEASE, KEY},
 }
 """The indexes of ``live_job`` that each statement reads."""
@@ -116,6 +117,8 @@ async def test_every_statement_reads_the_index_it_was_written_for(
                 assert all(each in condition for each in bounds), (name, condition)
             elif node["Index Name"] == KEY:
                 assert re.search(r"\bid = ", condition), (name, condition)
+            elif node["Index Name"] == NEW:
+                assert "run_at <= now()" in condition, (name, condition)
             else:
                 assert "lease_until < now()" in condition, (name, condition)
         # Rows of the index already come in the order wanted: a sort would read and lock them all first.
@@ -125,9 +128,12 @@ async def test_every_statement_reads_the_index_it_was_written_for(
 
 def test_every_statement_of_the_worker_is_explained() -> None:
     of_people = {"FINISH_HERE", "KEEP_HERE", "LOCK_LIVE", "LOCK_FINISHED", "CANCEL", "REQUEST_CANCEL", "REQUEUE"}
+    functions = {"ADMIT", "LOCK_GROUPS", "OPEN_GROUPS"}  # see test_groups
+    of_people |= {"GROUP", "LOCK_GROUP", "OPEN_GROUP"}
     of_people |= {"ENQUEUE", "ENQUEUE_UNIQUE", "ENQUEUE_OR_REPLACE"}
     of_people |= {"FIND_KEYS", "FIND_HELD_KEYS", "HOLD_KEYS", "HAND_KEYS_OVER"}
-    assert {name for name in vars(sql) if name.isupper() and not name.startswith("_")} == STATEMENTS.keys() | of_people
+    all_of_them = {name for name in vars(sql) if name.isupper() and not name.startswith("_")}
+    assert all_of_them == STATEMENTS.keys() | functions | of_people
 
 
 async def test_the_planner_settings_hold_on_a_workers_connection(link: Link) -> None:

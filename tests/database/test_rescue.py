@@ -74,7 +74,7 @@ async def test_a_job_whose_cancel_was_asked_for_ends_as_cancelled(engine: AsyncE
 async def test_the_longest_expired_come_first_and_no_more_than_asked(engine: AsyncEngine, link: Link) -> None:
     ids = [await plant(engine, "expired", lease_until=ago(100 - n)) for n in range(6)]
     for step in (2, 4, 6):
-        await link.fetch(sql.RESCUE, MAX_LOST, 2)
+        await link.fetch(sql.RESCUE, MAX_LOST, 2, [])
         running = [job.id for job in await factories.read_all(engine) if job.state is State.RUNNING]
         assert sorted(running) == sorted(ids[step:])
 

@@ -26,7 +26,7 @@ SUCCESS = Finished(State.SUCCEEDED, '{"ok": true}')
 
 @asynccontextmanager
 async def settling(link: Link, claims: dict[object, Claim]) -> AsyncIterator[Settler]:
-    settler = Settler(link, claims)
+    settler = Settler(link, claims, lambda: None)
     running = asyncio.create_task(settler.run())
     try:
         yield settler
@@ -216,7 +216,7 @@ async def test_a_worker_that_was_rescued_from_cannot_overwrite_the_next(
     id = await plant(engine)
     [zombie] = await claim.take(link, {"default": 1}, {"noop": 8}, uuid4(), 30)
     await db.execute("update outbox.live_job set lease_until = now() - interval '1 second'")
-    await other_link.fetch(sql.RESCUE, 3, 10)
+    await other_link.fetch(sql.RESCUE, 3, 10, [])
     assert await claim.settle(link, [(zombie, SUCCESS)]) == [zombie]
     [successor] = await claim.take(other_link, {"default": 1}, {"noop": 8}, uuid4(), 30)
     assert await claim.settle(link, [(zombie, Finished(State.FAILED, error=BOOM))]) == [zombie]

@@ -42,7 +42,7 @@ async def postpone(link: Link, _engine: AsyncEngine, id: UUID) -> None:
 
 
 async def rescue(link: Link, _engine: AsyncEngine, _id: UUID) -> None:
-    await link.fetch(sql.RESCUE, MAX_LOST, 10)
+    await link.fetch(sql.RESCUE, MAX_LOST, 10, [])
 
 
 async def cancel(_link: Link, engine: AsyncEngine, id: UUID) -> None:
