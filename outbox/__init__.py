@@ -15,6 +15,7 @@ from outbox.context import JobContext
 from outbox.errors import OutboxError
 from outbox.injection import INJECTED, Depends
 from outbox.job import Job, State
+from outbox.limit import Limit
 from outbox.newjob import NewJob
 from outbox.outcome import Cancel, Snooze
 from outbox.settings import WorkerSettings
@@ -26,6 +27,7 @@ __all__ = [
     "Depends",
     "Job",
     "JobContext",
+    "Limit",
     "NewJob",
     "Outbox",
     "OutboxError",

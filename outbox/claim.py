@@ -13,6 +13,7 @@ from outbox.errors import ResultNotStored
 from outbox.job import MAX_LOST, State
 from outbox.newjob import PRIORITIES
 from outbox.outcome import Error, Finished, Outcome, Postponed
+from outbox.turns import Turns
 
 Settlement = tuple[Claim, Outcome]
 
@@ -34,6 +35,8 @@ async def take(
     *,
     levels: Sequence[int] = PRIORITIES,
     suspect: bool = True,
+    free: Mapping[str, int] | None = None,
+    turns: Turns | None = None,
 ) -> list[Claim]:
     """Claim jobs that are due, for each queue at most as many as wanted, by priority and the longest due first.
 
@@ -41,18 +44,32 @@ async def take(
     :param lease: seconds that the claims are good for.
     :param levels: the priorities in the order in which they are taken.
     :param suspect: whether one of them may be a job that fails if it loses one worker more.
+    :param free: the free slots of each queue: as many limited jobs at most, so that none is held up here that could run
+        elsewhere; as many as wanted unless given.
+    :param turns: where the turns of limited jobs stand; without it none of them is taken.
     """
     rest = (list(levels), list(tasks), worker_id, lease, MAX_LOST - 1)
     rows = await link.fetch(sql.CLAIM, list(wanted), list(wanted.values()), *rest, suspect)
-    if rows and rows[-1]["id"] is None:
-        rows.pop()
-        opened = (await link.fetch(sql.ADMIT, ADMITTED))[0]["opened"]
-        came = Counter(row["queue"] for row in rows)
-        still = {queue: slots - came[queue] for queue, slots in wanted.items() if slots > came[queue]}
-        if opened and still:
-            suspect = suspect and not any(row["suspect"] for row in rows)
-            more = await link.fetch(sql.CLAIM, list(still), list(still.values()), *rest, suspect)
-            rows += [row for row in more if row["id"] is not None]
+    waiting = {row["task"] for row in rows if row["id"] is None}
+    rows = [row for row in rows if row["id"] is not None]
+    if "groups" in waiting and (await link.fetch(sql.ADMIT, ADMITTED))[0]["opened"] and (still := _left(wanted, rows)):
+        may = suspect and not _have_suspect(rows)
+        more = await link.fetch(sql.CLAIM, list(still), list(still.values()), *rest, may)
+        rows += [row for row in more if row["id"] is not None]
+    if turns is not None:
+        turns.again = None
+        still = _left(wanted if free is None else free, rows)
+        if "limits" in waiting and still:
+            rows += await turns.take(
+                link,
+                still,
+                list(tasks),
+                worker_id,
+                lease,
+                levels=levels,
+                suspect_from=MAX_LOST - 1,
+                suspect=suspect and not _have_suspect(rows),
+            )
     claims = [
         Claim(
             id=row["id"],
@@ -69,11 +86,21 @@ async def take(
             is_suspect=row["suspect"],
             checkpoint=row["checkpoint"],
             group=row["group_key"],
+            limited="limit_key" in row,
         )
         for row in rows
     ]
     claims.sort(key=_order)
     return claims
+
+
+def _left(wanted: Mapping[str, int], rows: Sequence[asyncpg.Record]) -> dict[str, int]:
+    came = Counter(row["queue"] for row in rows)
+    return {queue: slots - came[queue] for queue, slots in wanted.items() if slots > came[queue]}
+
+
+def _have_suspect(rows: Sequence[asyncpg.Record]) -> bool:
+    return any(row["suspect"] for row in rows)
 
 
 def levels(turn: int) -> Sequence[int]:

@@ -29,7 +29,8 @@ _SERVER = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
-    "idle_in_transaction_session_timeout": "60s",
+    # A handler that blocks the event loop must not hold the locks of groups and limits for long.
+    "idle_in_transaction_session_timeout": "10s",
     "default_transaction_isolation": "read committed",
     "timezone": "UTC",
 }

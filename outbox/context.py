@@ -47,6 +47,7 @@ class Claim:
     worker_id: UUID
     is_suspect: bool = False
     group: str | None = None
+    limited: bool = False
     checkpoint: str | None = None
     progress: str | None = None
     kept: str | None = None

@@ -80,6 +80,8 @@ class Job:
     checkpoint: Any
     group_key: str | None
     passable: bool
+    limited: bool
+    limit_key: str
     blocked: str | None
 
     @property

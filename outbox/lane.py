@@ -41,6 +41,11 @@ class Lane(Generic[C]):
             return 0
         return max(0, self.slots - self.running + self._ahead - len(self.waiting))
 
+    @property
+    def free(self) -> int:
+        """Slots that are free, and that no claim waits for."""
+        return max(0, self.slots - self.running - len(self.waiting))
+
     def next(self, now: float) -> C | None:
         """The next claim to start, if there is one and a free slot; the slot is then taken."""
         if not self.waiting or self.running >= self.slots:

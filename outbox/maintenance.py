@@ -32,6 +32,9 @@ where ctid = any (array(
 ))
 """
 
+# A bucket that is full again has nothing to tell.
+_PRUNE_BUCKETS = "delete from outbox.job_bucket where full_at < now() - interval '1 minute'"
+
 _PRUNE_KEYS = """
 delete from outbox.held_key
 where (task, key) in (select task, key from outbox.held_key where until < now() order by until limit 1000
@@ -97,6 +100,7 @@ async def keep_partitions(link: Link, retention_days: int) -> None:
         events.emit(events.INFO, "partitions_changed", created=len(days), dropped=len(old))
     await link.fetch(_PRUNE_DEFAULT, retention_days)
     await link.fetch(_PRUNE_KEYS)
+    await link.fetch(_PRUNE_BUCKETS)
 
 
 async def mend_groups(link: Link) -> None:

@@ -41,6 +41,7 @@ class Options:
     :param group: jobs of a group run one at a time, in the order in which they were enqueued.
     :param passable: whether, while this job waits for its time (a delay, a retry, a snooze), those behind it in its
         group may pass. Otherwise they wait for it.
+    :param limit_key: whose turn it takes where a limit holds for the task or the queue: a tenant's, say.
     :param key: of the live jobs of a task only one has this key, whoever enqueues it.
     :param unique_for: seconds or a timedelta for which the key is taken, counted from the enqueue, even when the job
         has ended by then.
@@ -57,6 +58,7 @@ class Options:
     tags: Sequence[str] = field(default=())
     group: str | None = None
     passable: bool = False
+    limit_key: str = ""
     key: str | None = None
     unique_for: float | timedelta | None = None
     on_conflict: OnConflict = "keep"
@@ -77,6 +79,8 @@ class Options:
         seconds(self.delay)
         self._check_key()
         self._check_group()
+        if self.limit_key and not is_name(self.limit_key):
+            raise ValueError(f"limit_key: must be 1 to {MAX_NAME} printable characters")
 
     def _check_group(self) -> None:
         if self.group is None and self.passable:
@@ -141,4 +145,5 @@ def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
         "key": [job.options.key for job in jobs],
         "group": [job.options.group for job in jobs],
         "passable": [job.options.passable for job in jobs],
+        "limit_key": [job.options.limit_key for job in jobs],
     }

@@ -64,6 +64,10 @@ class Runner:
         now = time.monotonic()
         return {lane.name: wants for lane in self._lanes.values() if (wants := lane.wants(now))}
 
+    def free(self) -> dict[str, int]:
+        """For each queue, its free slots that no claim waits for."""
+        return {lane.name: lane.free for lane in self._lanes.values()}
+
     def accept(self, taken: Sequence[Claim], wanted: Mapping[str, int]) -> bool:
         """Start what has a slot and let the rest wait; whether more is probably there."""
         self._held.update((claim.id, claim) for claim in taken)
@@ -153,7 +157,7 @@ class Runner:
         del self._running[claim]
         if isinstance(outcome, Finished) and outcome.written:
             self._held.pop(claim.id, None)
-            if claim.group is not None:
+            if claim.group is not None or claim.limited:
                 self._wake()
         else:
             self._settler.put(claim, outcome)

@@ -22,17 +22,20 @@ Habits that keep them right:
 # Any number of jobs in one statement. Arrays travel as text, so that every driver can send them.
 ENQUEUE = """
 insert into outbox.live_job (
-    id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked
+    id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked, limit_key,
+    limited
 )
 select id, task, queue, payload::jsonb, priority,
        coalesce(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb, key,
-       group_key, passable, case when group_key is not null then 'new' end
+       group_key, passable, case when group_key is not null then 'new' end, limit_key,
+       task = any (array(select name from outbox.job_limit where scope = 'task'))
+           or queue = any (array(select name from outbox.job_limit where scope = 'queue'))
 from unnest(
     cast(:id as uuid[]), cast(:task as text[]), cast(:queue as text[]), cast(:payload as text[]),
     cast(:priority as smallint[]), cast(:run_at as timestamptz[]), cast(:delay as double precision[]),
     cast(:max_attempts as smallint[]), cast(:tags as text[]), cast(:key as text[]),
-    cast(:group as text[]), cast(:passable as boolean[])
-) as job (id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable)
+    cast(:group as text[]), cast(:passable as boolean[]), cast(:limit_key as text[])
+) as job (id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable, limit_key)
 """
 
 # The same for jobs with a key, unless one of them lives.   Index: live_job_key.
@@ -49,7 +52,8 @@ ENQUEUE_OR_REPLACE = f"""{ENQUEUE}
 order by task, key
 on conflict (task, key) where key is not null do update
 set queue = excluded.queue, payload = excluded.payload, priority = excluded.priority, run_at = excluded.run_at,
-    max_attempts = excluded.max_attempts, tags = excluded.tags
+    max_attempts = excluded.max_attempts, tags = excluded.tags, limit_key = excluded.limit_key,
+    limited = excluded.limited
 where live_job.state = 'pending' and live_job.fence = 0
 returning id, task, key
 """
@@ -108,7 +112,8 @@ where held.task = owner.task and held.key = owner.key
 # take one now), for were two held when it dies, the innocent one would be blamed too. Those passed over stay as they
 # are: locked until the statement ends, and not taken.
 #
-# A last row of nulls says that jobs wait to be let into their groups (ADMIT); what is blocked is not seen here.
+# What is blocked or limited is not seen here. A last row without an id says "groups" where jobs wait to be let into
+# their groups (ADMIT), and "limits" where limited jobs wait for their turns (TURNS).
 #
 # The fence grows here and nowhere else. Only tasks that this worker knows ($4) are claimed; the others wait for one
 # that does.
@@ -126,7 +131,7 @@ with taken as materialized (
         cross join lateral (
             select live.id, live.lost
             from outbox.live_job live
-            where live.state = 'pending' and live.blocked is null
+            where live.state = 'pending' and live.blocked is null and not live.limited
               and live.queue = wanted.queue and live.priority = level.priority and live.run_at <= now()
               and live.task = any ($4::text[]) and (live.lost < $7 or $8)
             order by live.run_at, live.id
@@ -150,8 +155,129 @@ with taken as materialized (
 )
 select * from claimed
 union all
-select null, null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'groups', null, null, null, null, null, null, null, null, null, null, null
 where exists (select from outbox.live_job where blocked = 'new' and run_at <= now())
+union all
+select null, 'limits', null, null, null, null, null, null, null, null, null, null, null
+where exists (
+    select from unnest($1::text[]) as asked (queue)
+    cross join lateral (
+        select from outbox.live_job live
+        where live.state = 'pending' and live.blocked is null and live.limited and live.queue = asked.queue
+        order by live.queue, live.task, live.limit_key, live.priority, live.run_at, live.id
+        limit 1
+    ) any_of_it
+)
+"""
+
+# Limited jobs are claimed in turns, by four statements in one transaction (see turns.py).
+#
+# Whose turn is it? A turn is a task's, or a key's within it. In each queue ($1) that is not paused, with free slots
+# ($2), from the turn after the last one ($3, $4) around to it, at most $7 of them, each with the number of its jobs
+# that are due, up to the slots; of a task that the worker does not know ($5), none. From turn to turn it is one step in
+# the index, whatever lies between them.
+TURNS = """
+with recursive asked as materialized (
+    select queue, slots, task, key
+    from unnest($1::text[], $2::integer[], $3::text[], $4::text[]) as asked (queue, slots, task, key)
+    where not exists (select from outbox.queue where name = asked.queue and paused_at is not null)
+), turn as (
+    select queue, slots, task as last_task, key as last_key, task, key, false as around, 0 as n from asked
+    union all
+    select turn.queue, turn.slots, turn.last_task, turn.last_key, next.task, next.limit_key, next.around, turn.n + 1
+    from turn
+    cross join lateral (
+        (
+            select live.task, live.limit_key, turn.around
+            from outbox.live_job live
+            where live.state = 'pending' and live.blocked is null and live.limited
+              and live.queue = turn.queue and (live.task, live.limit_key) > (turn.task, turn.key)
+            order by live.task, live.limit_key
+            limit 1
+        ) union all (
+            select live.task, live.limit_key, true
+            from outbox.live_job live
+            where live.state = 'pending' and live.blocked is null and live.limited
+              and live.queue = turn.queue and not turn.around
+            order by live.task, live.limit_key
+            limit 1
+        )
+        limit 1
+    ) next
+    where turn.n < $7 and not (next.around and (next.task, next.limit_key) > (turn.last_task, turn.last_key))
+)
+select turn.queue, turn.task, turn.key, due.count::integer
+from turn
+cross join lateral (
+    select count(*) from (
+        select from unnest($6::smallint[]) as level (priority)
+        cross join lateral (
+            select from outbox.live_job live
+            where live.state = 'pending' and live.blocked is null and live.limited
+              and live.queue = turn.queue and live.task = turn.task and live.limit_key = turn.key
+              and live.priority = level.priority and live.run_at <= now() and turn.task = any ($5::text[])
+            limit turn.slots
+        ) due
+        limit turn.slots
+    ) counted
+) due
+where turn.n > 0
+order by turn.queue, turn.n
+"""
+
+# How many more jobs do these limits let start? They are locked, or have no room while another worker has them.
+ROOMS = """
+select rule.scope, rule.name, rule.per_key, asked.key, rule.rate is not null as has_rate, given.room, given.again
+from unnest($1::text[], $2::text[], $3::boolean[], $4::text[]) as asked (scope, name, per_key, key)
+join outbox.job_limit rule using (scope, name, per_key)
+cross join lateral outbox.limit_room(rule.scope, rule.name, rule.per_key, asked.key) given
+"""
+
+# pending → running, for limited jobs: so many ($4) of each turn ($1, $2, $3).   Index: live_job_limited.
+# Else as CLAIM.
+CLAIM_LIMITED = """
+with taken as materialized (
+    select candidate.id, candidate.lost >= $8 as suspect
+    from unnest($1::text[], $2::text[], $3::text[], $4::integer[]) as turn (queue, task, key, share)
+    cross join lateral (
+        select due.id, due.lost
+        from unnest($5::smallint[]) as level (priority)
+        cross join lateral (
+            select live.id, live.lost
+            from outbox.live_job live
+            where live.state = 'pending' and live.blocked is null and live.limited
+              and live.queue = turn.queue and live.task = turn.task and live.limit_key = turn.key
+              and live.priority = level.priority and live.run_at <= now() and (live.lost < $8 or $9)
+            order by live.run_at, live.id
+            limit turn.share
+            for update skip locked
+        ) due
+        limit turn.share
+    ) candidate
+)
+update outbox.live_job live
+set state = 'running', fence = fence + 1, worker_id = $6, started_at = clock_timestamp(),
+    lease_until = clock_timestamp() + make_interval(secs => $7)
+where live.id = any (array(
+    select id from taken where not suspect
+    union all
+    (select id from taken where suspect limit 1)
+))
+returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
+          live.max_attempts, live.fence, live.created_at, live.lost >= $8 as suspect, live.checkpoint::text,
+          live.group_key, live.limit_key
+"""
+
+# Take tokens for the jobs that start. A bucket is the moment at which it will be full again.
+SPEND = """
+insert into outbox.job_bucket as bucket (scope, name, per_key, key, full_at)
+select scope, name, per_key, spent.key, now() + make_interval(secs => spent.count / rule.rate)
+from unnest($1::text[], $2::text[], $3::boolean[], $4::text[], $5::integer[])
+    as spent (scope, name, per_key, key, count)
+join outbox.job_limit rule using (scope, name, per_key)
+where rule.rate is not null
+on conflict (scope, name, per_key, key) do update
+set full_at = greatest(bucket.full_at, now()) + (excluded.full_at - now())
 """
 
 # pending → pending: from outside of a group to a place in it; the first of each group may be claimed. $1: how many.
@@ -211,7 +337,7 @@ where live.id = any ($1::uuid[]) and live.cancel_requested_at is not null
 # What a job takes along from one table to the other, whatever the move.
 _KEPT = """
         id, task, queue, priority, run_at, payload, max_attempts, fence, worker_id, created_at, started_at, tags, key,
-        version, group_key, passable"""
+        version, group_key, passable, limited, limit_key"""
 
 # running → succeeded | failed | cancelled.   Guard: fence.   Index: primary key.
 # The row moves to the table of finished jobs in the same statement. Answers the position of each job that was settled.
@@ -353,10 +479,10 @@ with chosen as materialized (
 )
 insert into outbox.live_job (
     id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
-    version, checkpoint, group_key, passable, blocked
+    version, checkpoint, group_key, passable, limited, limit_key, blocked
 )
 select id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
-       version, checkpoint, group_key, passable, case when group_key is not null then 'new' end
+       version, checkpoint, group_key, passable, limited, limit_key, case when group_key is not null then 'new' end
 from revived
 returning id
 """

@@ -56,6 +56,8 @@ def _later_columns() -> list[Column[object]]:
         Column("checkpoint", JSONB),
         Column("group_key", Text),
         Column("passable", Boolean, nullable=False, server_default=text("false")),
+        Column("limited", Boolean, nullable=False, server_default=text("false")),
+        Column("limit_key", Text, nullable=False, server_default=text("''")),
         Column("blocked", Text),
     ]
 
@@ -72,8 +74,20 @@ live_job = Table(
         "priority",
         "run_at",
         "id",
-        postgresql_where=text("(state = 'pending') and (blocked is null)"),
+        postgresql_where=text("(state = 'pending') and (blocked is null) and (not limited)"),
     ),
+    Index(
+        "live_job_limited",
+        "queue",
+        "task",
+        "limit_key",
+        "priority",
+        "run_at",
+        "id",
+        postgresql_where=text("(state = 'pending') and (blocked is null) and limited"),
+    ),
+    Index("live_job_of_task", "task", "limit_key", postgresql_where=text("(lease_until is not null) and limited")),
+    Index("live_job_of_queue", "queue", "limit_key", postgresql_where=text("(lease_until is not null) and limited")),
     Index(
         "live_job_open",
         "group_key",

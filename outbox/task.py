@@ -29,6 +29,7 @@ from outbox.backoff import Retry
 from outbox.context import JobContext
 from outbox.enqueue import UnitOfWork
 from outbox.errors import DeclarationError, PayloadInvalid
+from outbox.limit import Limit, Rule, Scope
 from outbox.newjob import MAX_NAME, NewJob, OnConflict, Options, is_name
 from outbox.outcome import Cancel, Snooze
 
@@ -121,6 +122,7 @@ class Task(Generic[P, R]):
         tags: Sequence[str] | None = None,
         group: str | None = None,
         passable: bool | None = None,
+        limit_key: str | None = None,
         key: str | None = None,
         unique_for: float | timedelta | None = None,
         on_conflict: OnConflict | None = None,
@@ -135,6 +137,7 @@ class Task(Generic[P, R]):
             "tags": tags,
             "group": group,
             "passable": passable,
+            "limit_key": limit_key,
             "key": key,
             "unique_for": unique_for,
             "on_conflict": on_conflict,
@@ -204,6 +207,7 @@ class Outbox:
     def __init__(self, *, sessions: Sessions | None = None) -> None:
         self._sessions = sessions
         self._tasks: dict[str, Task[..., Any]] = {}
+        self._limits: list[Rule] = []
 
     def __iter__(self) -> Iterator[Task[..., Any]]:
         return iter(self._tasks.values())
@@ -226,6 +230,8 @@ class Outbox:
         retry: Retry | int = Retry(),  # noqa: B008 - frozen
         timeout: float | timedelta | None = None,
         tags: Sequence[str] = (),
+        limit: Limit | None = None,
+        limit_per_key: Limit | None = None,
     ) -> Declare:
         """Declare the decorated function a task: ``async def`` runs on the event loop, ``def`` in a thread.
 
@@ -235,10 +241,12 @@ class Outbox:
         :param retry: the policy, or just the number of attempts.
         :param timeout: seconds that an attempt may take.
         :param tags: strings that every job of it carries.
+        :param limit: how many of its jobs run at once, or start in a time, in all workers together.
+        :param limit_per_key: the same for the jobs of each ``limit_key`` apart.
         :raises DeclarationError: if the name is taken, or the function's signature cannot be a payload.
         """
         policy = Retry(max_attempts=retry) if isinstance(retry, int) else retry
-        limit = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        longest = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         try:
             options = Options(queue=queue, priority=priority, max_attempts=policy.max_attempts, tags=tags)
         except (ValueError, TypeError) as exc:
@@ -248,23 +256,55 @@ class Outbox:
             chosen = str(name or getattr(handler, "__name__", ""))
             if not is_name(chosen):
                 raise DeclarationError(f"task {chosen!r}: a name must be 1 to {MAX_NAME} printable characters")
-            if limit is not None and not 0 < limit <= 7 * 86_400:
+            if longest is not None and not 0 < longest <= 7 * 86_400:
                 raise DeclarationError(
-                    f"task {chosen!r}: timeout={limit}; must be above 0 and at most a week, in seconds"
+                    f"task {chosen!r}: timeout={longest}; must be above 0 and at most a week, in seconds"
                 )
             if chosen in self._tasks:
                 raise DeclarationError(f"task {chosen!r} is declared twice; give one of them another name=")
             task: Task[..., Any] = Task(
-                handler, name=chosen, options=options, retry=policy, timeout=limit, sessions=self._sessions
+                handler, name=chosen, options=options, retry=policy, timeout=longest, sessions=self._sessions
             )
             self._tasks[chosen] = task
+            self._limits += _rules("task", chosen, limit, limit_per_key)
             return task
 
         return Declare(register)
 
+    def limit_queue(self, name: str, limit: Limit | None = None, *, per_key: Limit | None = None) -> None:
+        """Declare how many jobs of a queue run at once, or start in a time, in all workers together.
+
+        :param per_key: the same for the jobs of each ``limit_key`` apart.
+        :raises DeclarationError: if the queue is declared twice.
+        """
+        if not is_name(name):
+            raise DeclarationError(f"queue: must be 1 to {MAX_NAME} printable characters")
+        if any((rule.scope, rule.name) == ("queue", name) for rule in self._limits):
+            raise DeclarationError(f"queue {name!r}: its limits are declared twice; say both in one call")
+        self._limits += _rules("queue", name, limit, per_key)
+
+    @property
+    def spoken_for(self) -> set[tuple[Scope, str]]:
+        """The tasks and queues whose limits are declared here, or nowhere."""
+        tasks: set[tuple[Scope, str]] = {("task", task.name) for task in self}
+        queues: set[tuple[Scope, str]] = {("queue", task.defaults.queue) for task in self}
+        return tasks | queues | {(rule.scope, rule.name) for rule in self._limits}
+
+    @property
+    def limits(self) -> Sequence[Rule]:
+        """All limits that are declared here."""
+        return tuple(self._limits)
+
     async def enqueue_many(self, connection: AsyncSession | AsyncConnection, jobs: Iterable[NewJob]) -> list[NewJob]:
         """Write thousands of jobs, made by ``task.job(...)``, in the caller's transaction, in one statement."""
         return await enqueue.add_many(connection, jobs)
+
+
+def _rules(scope: Scope, name: str, limit: Limit | None, per_key: Limit | None) -> Iterator[Rule]:
+    if limit is not None:
+        yield Rule(scope, name, per_key=False, limit=limit)
+    if per_key is not None:
+        yield Rule(scope, name, per_key=True, limit=per_key)
 
 
 def _analyse(name: str, handler: Callable[..., Any]) -> tuple[Parameters, TypeAdapter[Any] | None]:

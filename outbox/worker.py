@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from outbox import claim as claims
-from outbox import events, listener
+from outbox import events, limit, listener
 from outbox.connection import FAILURES, Link
 from outbox.context import Claim
 from outbox.errors import DeclarationError, SchemaMismatch
@@ -24,6 +24,7 @@ from outbox.schema import LATEST
 from outbox.settings import WorkerSettings
 from outbox.settler import Settler
 from outbox.task import Outbox
+from outbox.turns import Turns
 
 WATCH = 0.25
 """Seconds between two looks at stalled claims and at how late the event loop is."""
@@ -102,10 +103,19 @@ class Worker:
         finally:
             await link.close()
 
+    async def _declare_limits(self, link: Link) -> None:
+        while not self._stop_asked.is_set():
+            try:
+                await limit.declare(link, self._outbox.spoken_for, self._outbox.limits)
+                break
+            except FAILURES as exc:
+                await link.pause(exc)
+
     async def _work(self, claim_link: Link) -> bool:
         events.emit(
             events.INFO, "worker_started", worker_id=self.id, queues=dict(self._settings.queues), tasks=len(self._tasks)
         )
+        await self._declare_limits(claim_link)
         heartbeat = self._heartbeat = Heartbeat(
             self._url, self._settings, self._held, on_lost=self._runner.lease_lost, on_cancel=self._runner.cancel
         )
@@ -154,7 +164,7 @@ class Worker:
             loop.result()  # a loop ends only by an error that none of us foresaw: better loud than stopped in silence
 
     async def _claim_for_ever(self, link: Link) -> None:
-        pause, turn = self._settings.poll_min, 0
+        pause, turn, turns = self._settings.poll_min, 0, Turns()
         while not self._stop_asked.is_set():
             self._wake.clear()
             wanted = self._runner.wanted()
@@ -170,6 +180,8 @@ class Worker:
                     self._settings.lease,
                     levels=claims.levels(turn),
                     suspect=not self._runner.holds_suspect,
+                    free=self._runner.free(),
+                    turns=turns,
                 )
             except FAILURES as exc:
                 await link.pause(exc)
@@ -180,7 +192,7 @@ class Worker:
                 pause = self._settings.poll_min
                 continue
             pause = self._settings.poll_min if taken else min(pause * 1.5, self._settings.poll_max)
-            await self._sleep(pause)
+            await self._sleep(pause if turns.again is None else min(pause, turns.again))
 
     async def _watch_for_ever(self) -> None:
         while True:

@@ -5,10 +5,16 @@ from uuid import UUID
 
 from api import webhooks
 from api.handlers.registry import SettingsDep, outbox
-from outbox import INJECTED, Cancel, JobContext, Retry
+from outbox import INJECTED, Cancel, JobContext, Limit, Retry
 
 
-@outbox.task(queue="webhooks", retry=Retry(max_attempts=6, give_up_on=(webhooks.WebhookRefused,)), timeout=30)
+# The analysts' service takes so many events and no more; all workers together keep to that.
+@outbox.task(
+    queue="webhooks",
+    retry=Retry(max_attempts=6, give_up_on=(webhooks.WebhookRefused,)),
+    timeout=30,
+    limit=Limit(rate=50, burst=50),
+)
 async def record_order(
     order_id: UUID, total_cents: int, at: datetime, *, settings: SettingsDep = INJECTED, ctx: JobContext = INJECTED
 ) -> None:

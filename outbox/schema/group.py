@@ -11,7 +11,7 @@ UP = (
     "drop index outbox.live_job_claim",
     """
     create index live_job_claim on outbox.live_job (queue, priority, run_at, id)
-        where state = 'pending' and blocked is null
+        where state = 'pending' and blocked is null and not limited
     """,
     # At most one job of a group is not blocked, waiting for its claim or running, whatever anybody does.
     "create unique index live_job_open on outbox.live_job (group_key) where group_key is not null and blocked is null",

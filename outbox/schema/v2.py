@@ -1,6 +1,6 @@
 """Version 2 of the ``outbox`` schema: keys, versions, checkpoints, groups, and jobs settled by their handlers."""
 
-from outbox.schema import group, v1
+from outbox.schema import group, limit, v1
 
 _COMMENTS = {
     "key": "what makes the job unique among the live ones of its task; null: nothing does",
@@ -8,12 +8,15 @@ _COMMENTS = {
     "checkpoint": "what the handler last said to keep for its next attempt",
     "group_key": "jobs of a group run one at a time, in the order of their ids; null: in none",
     "passable": "while it waits for its time, those behind it in its group may pass",
+    "limited": "whether a limit holds for it: then it is claimed in turns",
+    "limit_key": "whose turn it takes, a tenant say; empty: no matter",
     "blocked": "new: not yet let into its group; group: another one of its group is before it; null: may be claimed",
 }
 
 _COLUMNS = (
     "key text, version smallint not null default 1, checkpoint jsonb, "
-    "group_key text, passable boolean not null default false, blocked text"
+    "group_key text, passable boolean not null default false, limited boolean not null default false, "
+    "limit_key text not null default '', blocked text"
 )
 
 _ADD = ", ".join(f"add column {column}" for column in _COLUMNS.split(", "))
@@ -55,6 +58,7 @@ UP = (
     "comment on table outbox.queue is 'queues that a person has said something of; all others are as they are'",
     "comment on column outbox.queue.name is 'the name that jobs and workers say'",
     "comment on column outbox.queue.paused_at is 'no job of it is claimed from then on; null: claimed as usual'",
+    *limit.UP,
     *group.UP,
     "create or replace view outbox.job as " + v1.both_tables(*_COMMENTS),
     # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
@@ -80,12 +84,13 @@ UP = (
         end if;
         insert into outbox.finished_job (
             id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
-            created_at, started_at, cancel_requested_at, tags, key, version, group_key, passable, checkpoint, progress,
-            result, errors
+            created_at, started_at, cancel_requested_at, tags, key, version, group_key, passable, limited,
+            limit_key, checkpoint, progress, result, errors
         ) values (
             job.id, job.task, job.queue, 'succeeded', job.priority, job.run_at, job.payload, job.attempt + 1,
             job.max_attempts, job.lost, job.fence, job.worker_id, job.created_at, job.started_at,
             job.cancel_requested_at, job.tags, job.key, job.version, job.group_key, job.passable,
+            job.limited, job.limit_key,
             coalesce(finish.checkpoint::jsonb, job.checkpoint), coalesce(finish.progress::jsonb, job.progress),
             finish.result::jsonb,
             outbox.append_error(job.errors, finish.error::jsonb || jsonb_build_object(
@@ -126,6 +131,7 @@ DOWN = (
     "drop function outbox.keep",
     "drop function outbox.finish",
     *group.DOWN,
+    *limit.DOWN,
     "drop table outbox.queue",
     "drop table outbox.held_key",
     "drop view outbox.job",

@@ -19,9 +19,12 @@ from tests import factories
 from tests.factories import plant_many
 
 CLAIM, LEASE, KEY, NEW = "live_job_claim", "live_job_lease_until", "live_job_pkey", "live_job_new"
+LIMITED = "live_job_limited"
 
 STATEMENTS = {
-    "CLAIM": {CLAIM, KEY, NEW},
+    "CLAIM": {CLAIM, KEY, NEW, LIMITED},
+    "TURNS": {LIMITED},
+    "CLAIM_LIMITED": {LIMITED, KEY},
     "RENEW": {KEY},
     "SAY": {KEY},
     "CANCELS": {KEY},
@@ -117,6 +120,8 @@ async def test_every_statement_reads_the_index_it_was_written_for(
                 assert all(each in condition for each in bounds), (name, condition)
             elif node["Index Name"] == KEY:
                 assert re.search(r"\bid = ", condition), (name, condition)
+            elif node["Index Name"] == LIMITED:
+                assert "queue = " in condition, (name, condition)
             elif node["Index Name"] == NEW:
                 assert "run_at <= now()" in condition, (name, condition)
             else:
@@ -128,7 +133,8 @@ async def test_every_statement_reads_the_index_it_was_written_for(
 
 def test_every_statement_of_the_worker_is_explained() -> None:
     of_people = {"FINISH_HERE", "KEEP_HERE", "LOCK_LIVE", "LOCK_FINISHED", "CANCEL", "REQUEST_CANCEL", "REQUEUE"}
-    functions = {"ADMIT", "LOCK_GROUPS", "OPEN_GROUPS"}  # see test_groups
+    functions = {"ROOMS", "SPEND"}  # see test_limits
+    functions |= {"ADMIT", "LOCK_GROUPS", "OPEN_GROUPS"}  # see test_groups
     of_people |= {"GROUP", "LOCK_GROUP", "OPEN_GROUP"}
     of_people |= {"ENQUEUE", "ENQUEUE_UNIQUE", "ENQUEUE_OR_REPLACE"}
     of_people |= {"FIND_KEYS", "FIND_HELD_KEYS", "HOLD_KEYS", "HAND_KEYS_OVER"}

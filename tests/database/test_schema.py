@@ -190,6 +190,7 @@ async def test_the_checks_are_these(db: asyncpg.Connection) -> None:
         "live_job_lease": "check state = 'running' = lease_until is not null",
         "live_job_priority": "check priority >= 0 and priority <= 3",
         "live_job_key_length": "check lengthkey >= 1 and lengthkey <= 200",
+        "live_job_limit_key_length": "check lengthlimit_key <= 200",
         "live_job_group_length": "check lengthgroup_key >= 1 and lengthgroup_key <= 200",
         "live_job_blocked": "check blocked is null or blocked = any array['new', 'group'] and group_key is not null "
         "and state = 'pending'",
