@@ -7,6 +7,7 @@ OutboxError
 ├── JobExists             the key of a job that was to be rejected then is taken; the transaction is as good as before
 ├── JobNotFound           no job has this id
 ├── IllegalTransition     the job is in a state from which the asked move is not legal
+├── ScheduleNotFound      no schedule has this name
 ├── KeyTaken              the job cannot be requeued, for another one has its key
 ├── SchemaMismatch        the database's ``outbox`` schema is not one this release can work with
 └── AttemptError          how an attempt can fail without the handler's own exception
@@ -83,6 +84,14 @@ class IllegalTransition(OutboxError):
         self.state = str(state)
         self.allowed = tuple(str(each) for each in allowed)
         super().__init__(f"cannot {verb} job {id}: it is {self.state}, which must be one of {', '.join(self.allowed)}")
+
+
+class ScheduleNotFound(OutboxError):
+    """No schedule has this name: it never existed, or was deleted."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no schedule {name!r}")
+        self.name = name
 
 
 class KeyTaken(OutboxError):

@@ -32,6 +32,13 @@ where ctid = any (array(
 ))
 """
 
+_PRUNE_TICKS = """
+delete from outbox.tick
+where (schedule, nominal) in (
+    select schedule, nominal from outbox.tick where fired_at < now() - make_interval(days => $1) limit 1000
+)
+"""
+
 # A bucket that is full again has nothing to tell.
 _PRUNE_BUCKETS = "delete from outbox.job_bucket where full_at < now() - interval '1 minute'"
 
@@ -101,6 +108,7 @@ async def keep_partitions(link: Link, retention_days: int) -> None:
     await link.fetch(_PRUNE_DEFAULT, retention_days)
     await link.fetch(_PRUNE_KEYS)
     await link.fetch(_PRUNE_BUCKETS)
+    await link.fetch(_PRUNE_TICKS, retention_days)
 
 
 async def mend_groups(link: Link) -> None:

@@ -2,9 +2,9 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import UnionType
 from typing import (
     Any,
@@ -32,6 +32,7 @@ from outbox.errors import DeclarationError, PayloadInvalid
 from outbox.limit import Limit, Rule, Scope
 from outbox.newjob import MAX_NAME, NewJob, OnConflict, Options, is_name
 from outbox.outcome import Cancel, Snooze
+from outbox.schedule import CatchUp, Schedule
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -208,6 +209,7 @@ class Outbox:
         self._sessions = sessions
         self._tasks: dict[str, Task[..., Any]] = {}
         self._limits: list[Rule] = []
+        self._schedules: dict[str, Schedule] = {}
 
     def __iter__(self) -> Iterator[Task[..., Any]]:
         return iter(self._tasks.values())
@@ -270,6 +272,52 @@ class Outbox:
             return task
 
         return Declare(register)
+
+    def cron(
+        self,
+        expression: str,
+        *,
+        name: str | None = None,
+        tz: str = "UTC",
+        catch_up: CatchUp = "latest",
+        jitter: float | timedelta = 0.0,
+        moment: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Callable[[Task[P, R]], Task[P, R]]:
+        """Declare that the task below is enqueued whenever the expression says; see ``Schedule`` for the rest.
+
+            @outbox.cron("0 6 * * MON-FRI", tz="Europe/Berlin")
+            @outbox.task()
+            async def daily_report() -> None: ...
+
+        :param name: the task's, unless given; needed for a second one of the same task.
+        :param arguments: what every job of it is called with.
+        :raises DeclarationError: if it never fires, if the arguments do not fit, or if the name is taken.
+        """
+
+        def register(task: Task[P, R]) -> Task[P, R]:
+            if not isinstance(task, Task):
+                raise DeclarationError("@outbox.cron(...) stands above @outbox.task(...), not below it")
+            chosen = task.name if name is None else name
+            if chosen in self._schedules:
+                raise DeclarationError(f"schedule {chosen!r} is declared twice; give one of them another name=")
+            given = {**(arguments or {}), **({} if moment is None else {moment: datetime.now(UTC)})}
+            try:
+                job = task._new_job(task.defaults, (), given)
+                schedule = Schedule(
+                    name=chosen, job=job, cron=expression, tz=tz, catch_up=catch_up, jitter=jitter, moment=moment
+                )
+            except (PayloadInvalid, ValueError) as exc:
+                raise DeclarationError(f"schedule {chosen!r}: {exc}") from exc
+            self._schedules[chosen] = schedule
+            return task
+
+        return register
+
+    @property
+    def schedules(self) -> Sequence[Schedule]:
+        """All schedules that are declared here."""
+        return tuple(self._schedules.values())
 
     def limit_queue(self, name: str, limit: Limit | None = None, *, per_key: Limit | None = None) -> None:
         """Declare how many jobs of a queue run at once, or start in a time, in all workers together.

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from outbox import claim as claims
-from outbox import events, limit, listener
+from outbox import events, limit, listener, ticks
 from outbox.connection import FAILURES, Link
 from outbox.context import Claim
 from outbox.errors import DeclarationError, SchemaMismatch
@@ -103,10 +103,11 @@ class Worker:
         finally:
             await link.close()
 
-    async def _declare_limits(self, link: Link) -> None:
+    async def _declare(self, link: Link) -> None:
         while not self._stop_asked.is_set():
             try:
                 await limit.declare(link, self._outbox.spoken_for, self._outbox.limits)
+                await ticks.declare(link, list(self._tasks), self._outbox.schedules)
                 break
             except FAILURES as exc:
                 await link.pause(exc)
@@ -115,9 +116,15 @@ class Worker:
         events.emit(
             events.INFO, "worker_started", worker_id=self.id, queues=dict(self._settings.queues), tasks=len(self._tasks)
         )
-        await self._declare_limits(claim_link)
+        await self._declare(claim_link)
         heartbeat = self._heartbeat = Heartbeat(
-            self._url, self._settings, self._held, on_lost=self._runner.lease_lost, on_cancel=self._runner.cancel
+            self._url,
+            self._settings,
+            self._held,
+            tasks=list(self._tasks),
+            on_lost=self._runner.lease_lost,
+            on_cancel=self._runner.cancel,
+            on_fired=self._wake.set,
         )
         heartbeat.start()
         claiming = asyncio.create_task(self._claim_for_ever(claim_link), name="outbox-claim")

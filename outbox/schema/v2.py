@@ -1,6 +1,6 @@
 """Version 2 of the ``outbox`` schema: keys, versions, checkpoints, groups, and jobs settled by their handlers."""
 
-from outbox.schema import group, limit, v1
+from outbox.schema import group, limit, schedule, v1
 
 _COMMENTS = {
     "key": "what makes the job unique among the live ones of its task; null: nothing does",
@@ -60,6 +60,7 @@ UP = (
     "comment on column outbox.queue.paused_at is 'no job of it is claimed from then on; null: claimed as usual'",
     *limit.UP,
     *group.UP,
+    *schedule.UP,
     "create or replace view outbox.job as " + v1.both_tables(*_COMMENTS),
     # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
     # without the worker's planner settings. A function brings its own.
@@ -130,6 +131,7 @@ DOWN = (
     "delete from outbox.schema_version where version = 2",
     "drop function outbox.keep",
     "drop function outbox.finish",
+    *schedule.DOWN,
     *group.DOWN,
     *limit.DOWN,
     "drop table outbox.queue",
