@@ -25,6 +25,9 @@ It configures no logging: that is the application's.
 import logging
 from typing import Any
 
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
+"""How the library's own programs write a line; yours may write it in any way."""
+
 log = logging.getLogger("outbox")
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
