@@ -109,6 +109,13 @@ def dies(how: str) -> None:
 
 
 @outbox.task(isolation="process", retry=RETRY)
+def leaves_a_process_behind(told: str) -> None:
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    Path(told).write_text(str(started.pid))
+    os._exit(3)
+
+
+@outbox.task(isolation="process", retry=RETRY)
 def says(*, ctx: JobContext = INJECTED) -> list[Any]:
     before = ctx.checkpoint
     ctx.progress(1, 4, "quarter")

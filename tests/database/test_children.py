@@ -39,15 +39,12 @@ async def plant_waiting(engine: AsyncEngine, told: Path) -> UUID:
 
 async def begun(told: Path) -> int:
     """The process in which the handler has begun."""
-
-    async def said() -> int:
-        return pid_in(told) if told.exists() else 0
-
-    return await eventually(said)
+    await until(lambda: pid_in(told))
+    return pid_in(told)
 
 
 def pid_in(told: Path) -> int:
-    return int(told.read_text() or 0)
+    return int(told.read_text() or 0) if told.exists() else 0
 
 
 @asynccontextmanager

@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import signal
+import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from outbox import INJECTED, JobContext, Outbox, State
 from outbox.children import Children, address
 from outbox.context import Claim, Stop
 from outbox.errors import DeclarationError
+from outbox.message import ORDER, Order
 from outbox.outcome import RELEASED, Finished, Outcome, Postponed
 from tests import factories, isolated
 from tests.waiting import until
@@ -173,6 +176,30 @@ async def test_a_child_that_dies_fails_its_attempt_and_nothing_else(children: Ch
     assert said in message
     assert mine() == set()
     assert await result(children, "who") != os.getpid()
+
+
+async def test_what_a_dead_child_has_started_is_killed(children: Children, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    await run(children, "leaves_a_process_behind", told=str(told))
+    await until(lambda: is_gone(int(told.read_text())))
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["heard", "unheard"])
+async def test_a_child_whose_pipe_is_closed_ends_in_the_middle_of_its_job(tmp_path: Path, heard: bool) -> None:
+    # As when the worker has died, where the system does not tell the child of that.
+    told, go = tmp_path / "told", tmp_path / "go"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "outbox.child", str(theirs.fileno()), str(os.getpid()), "30", *sys.path),
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+        ours.sendall(ORDER.write(Order("tests.isolated", "gated", claim("gated", told=str(told), go=str(go)))))
+        await until(lambda: told.exists() and told.read_text())
+        if heard:
+            ours.recv(1000)
+    assert await asyncio.wait_for(process.wait(), 60) == -signal.SIGKILL
 
 
 # Keeping and replacing.
