@@ -79,9 +79,7 @@ class Child:
                 self._job = asyncio.create_task(self._perform(ORDER.read(line)))
         if self._job is not None and not self._job.done():
             # Nobody is left to take its outcome: end, with all that the handler has started.
-            with suppress(ProcessLookupError):
-                os.killpg(os.getpid(), signal.SIGKILL)
-            os._exit(1)
+            os.killpg(os.getpid(), signal.SIGKILL)
         self._main_thread.close()
 
     async def _perform(self, order: Order) -> None:

@@ -43,7 +43,6 @@ class Children:
         self._max_jobs = max_jobs
         self._all: set[Child] = set()
         self._idle: list[Child] = []
-        self._closed = False
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def run(self, task: Task[..., Any], claim: Claim) -> Outcome:
@@ -65,15 +64,10 @@ class Children:
         self._keep(child, outcome)
         return outcome
 
-    def close(self) -> None:
-        """Keep none of them for another job."""
-        self._closed = True
+    async def end(self) -> None:
+        """Return once all of them are gone: those that still run a job are killed, the others may end by themselves."""
         while self._idle:
             self._retire(self._idle.pop())
-
-    async def end(self) -> None:
-        """Return once all of them are gone: those that still run a job are killed."""
-        self.close()
         for child in list(self._all):
             await self._kill(child)
         await asyncio.gather(*self._leaving)
@@ -99,7 +93,7 @@ class Children:
     def _keep(self, child: "Child", outcome: Outcome) -> None:
         # One that has run out of memory has little of it left.
         spoilt = outcome.error is not None and outcome.error.type == MemoryError.__name__
-        if self._closed or spoilt or child.jobs >= self._max_jobs:
+        if spoilt or child.jobs >= self._max_jobs:
             self._retire(child)
         else:
             self._idle.append(child)
@@ -191,7 +185,7 @@ class Child:
 
     async def _reap(self) -> None:
         await self._process.wait()
-        self._signal_group()  # what it has started and left behind
+        # The pipe may be open still, in what the handler has forked: nobody is to wait for that.
         self._writer.transport.abort()
 
     def _signal_group(self) -> None:

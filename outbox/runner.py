@@ -117,7 +117,6 @@ class Runner:
     def close(self) -> None:
         """Start nothing any more, and hand back what has not started."""
         self._closed = True
-        self._children.close()
         for lane in self._lanes.values():
             self._release(lane.clear())
 

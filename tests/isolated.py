@@ -109,6 +109,17 @@ def dies(how: str) -> None:
 
 
 @outbox.task(isolation="process", retry=RETRY)
+def leaves_a_fork_behind(told: str) -> None:
+    if os.fork() == 0:
+        os.setsid()  # out of the reach of who kills the child's group
+        Path(told).write_text(str(os.getpid()))
+        time.sleep(3600)
+    while not (Path(told).exists() and Path(told).read_text()):
+        time.sleep(0.01)
+    os._exit(3)
+
+
+@outbox.task(isolation="process", retry=RETRY)
 def leaves_a_process_behind(told: str) -> None:
     started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     Path(told).write_text(str(started.pid))

@@ -345,6 +345,8 @@ async def test_a_soft_limit_that_is_not_reached_leaves_no_trace(threads: ThreadP
 
     assert await softly_limited(threads, returns, soft_timeout=3000) == Finished(State.SUCCEEDED, "7")
     assert failure(await softly_limited(threads, fails, soft_timeout=3000)) == "ValueError"
+    assert await softly_limited(threads, returns) == Finished(State.SUCCEEDED, "7")
+    await asyncio.sleep(0.05)  # the limit's moment comes, and nothing happens
 
 
 async def test_a_soft_limit_that_something_within_swallows_does_not_count_later(threads: ThreadPoolExecutor) -> None:

@@ -1,6 +1,7 @@
 """Handlers in child processes, without a database: real processes, killed for real."""
 
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -100,8 +101,9 @@ async def test_the_context_tells_the_job_and_hears_the_handler(children: Childre
 
 
 async def test_what_a_handler_prints_and_logs_is_seen_in_the_workers_output(
-    children: Children, capfd: pytest.CaptureFixture[str]
+    children: Children, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     for _ in range(2):
         await run(children, "prints", text="seen")
     captured = capfd.readouterr()
@@ -182,6 +184,15 @@ async def test_what_a_dead_child_has_started_is_killed(children: Children, tmp_p
     told = tmp_path / "told"
     await run(children, "leaves_a_process_behind", told=str(told))
     await until(lambda: is_gone(int(told.read_text())))
+
+
+async def test_a_dead_child_is_noticed_though_a_fork_of_it_holds_the_pipe(children: Children, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    outcome = await run(children, "leaves_a_fork_behind", told=str(told))
+    fork = int(told.read_text())
+    assert not is_gone(fork)
+    os.kill(fork, signal.SIGKILL)
+    assert "exit status 3" in failure(outcome)[1]
 
 
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "unheard"])
@@ -338,6 +349,28 @@ async def test_signals_meant_for_the_worker_do_not_end_its_children(
 
 
 # Declaring.
+
+
+ELSEWHERE = """
+from outbox import Outbox
+outbox = Outbox()
+
+@outbox.task(isolation="process")
+def found() -> str:
+    return __file__
+"""
+
+
+async def test_a_child_finds_modules_where_the_worker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "found_elsewhere.py"
+    module.write_text(ELSEWHERE)
+    monkeypatch.syspath_prepend(tmp_path)
+    outbox = importlib.import_module(module.stem).outbox
+    children = Children(outbox, 100)
+    outcome = await children.run(outbox["found"], claim("found"))
+    await children.end()
+    assert isinstance(outcome, Finished)
+    assert outcome.result == json.dumps(str(module))
 
 
 def nested() -> Callable[[], Outbox]:
