@@ -52,9 +52,9 @@ async def _limited(task: Task[..., Any], claim: Claim, arguments: dict[str, Any]
     try:
         async with limit:
             running = _resolved(task, call, arguments)
-            if task.limits.soft_timeout is None:
+            if task.bounds.soft_timeout is None:
                 return await running
-            return await softly(running, task.limits.soft_timeout, lambda: not claim.settling)
+            return await softly(running, task.bounds.soft_timeout, lambda: not claim.settling)
     except TimeoutError:
         if not limit.expired():
             raise

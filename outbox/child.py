@@ -25,9 +25,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from outbox import attempt, events
+from outbox.bounds import Bounds
 from outbox.context import Claim
 from outbox.errors import SoftTimeout
-from outbox.limits import Limits
 from outbox.message import MAX_LINE, ORDER, WORD, Order, Word
 from outbox.task import Task
 
@@ -112,12 +112,12 @@ class Child:
 
 def _find(order: Order) -> Task[..., Any]:
     task: Task[..., Any] = copy.copy(getattr(importlib.import_module(order.module), order.name))
-    task.handler = partial(_within, task.limits, task.handler)
+    task.handler = partial(_within, task.bounds, task.handler)
     return task
 
 
-def _within(limits: Limits, handler: Callable[..., Any], /, **arguments: Any) -> Any:
-    with _memory(limits.memory), _alarm(limits.soft_timeout):
+def _within(bounds: Bounds, handler: Callable[..., Any], /, **arguments: Any) -> Any:
+    with _memory(bounds.memory), _alarm(bounds.soft_timeout):
         return handler(**arguments)
 
 

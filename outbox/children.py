@@ -39,7 +39,7 @@ class Children:
     """
 
     def __init__(self, tasks: Iterable[Task[..., Any]], max_jobs: int) -> None:
-        self._addresses = {task.name: address(task) for task in tasks if task.limits.isolation}
+        self._addresses = {task.name: address(task) for task in tasks if task.bounds.isolation}
         self._max_jobs = max_jobs
         self._all: set[Child] = set()
         self._idle: list[Child] = []

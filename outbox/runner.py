@@ -157,7 +157,7 @@ class Runner:
         self._running[claim] = asyncio.current_task()
         started = time.monotonic()
         task = self._outbox[claim.task]
-        if task.limits.isolation:
+        if task.bounds.isolation:
             outcome = await self._children.run(task, claim)
         else:
             outcome = await attempt.run(task, claim, self._threads)

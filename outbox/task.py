@@ -26,11 +26,11 @@ from typing_extensions import TypedDict
 
 from outbox import enqueue, injection, payload
 from outbox.backoff import Retry
+from outbox.bounds import Bounds, Isolation
 from outbox.context import JobContext
 from outbox.enqueue import UnitOfWork
 from outbox.errors import DeclarationError, PayloadInvalid
 from outbox.limit import Limit, Rule, Scope
-from outbox.limits import Isolation, Limits
 from outbox.newjob import MAX_NAME, NewJob, OnConflict, Options, is_name
 from outbox.outcome import Cancel, Snooze
 
@@ -57,7 +57,7 @@ class Task(Generic[P, R]):
 
     :ivar name: what the row says; a promise to all rows that wait, so it outlives a move of the function.
     :ivar timeout: seconds, or None for no limit.
-    :ivar limits: this and the other limits of an attempt.
+    :ivar bounds: this and what else bounds an attempt.
     :ivar session: the parameter that takes the session in which the job is settled, if the handler has one.
     """
 
@@ -68,15 +68,15 @@ class Task(Generic[P, R]):
         name: str,
         options: Options,
         retry: Retry,
-        limits: Limits,
+        bounds: Bounds,
         sessions: Sessions | None = None,
     ) -> None:
         functools.update_wrapper(self, handler)
         self.handler = handler
         self.name = name
         self.retry = retry
-        self.timeout = limits.timeout
-        self.limits = limits
+        self.timeout = bounds.timeout
+        self.bounds = bounds
         self.is_async = inspect.iscoroutinefunction(handler)
         self.defaults = options
         parameters, result = _analyse(name, handler)
@@ -257,7 +257,7 @@ class Outbox:
         :raises DeclarationError: if the name is taken, or the function's signature cannot be a payload.
         """
         policy = Retry(max_attempts=retry) if isinstance(retry, int) else retry
-        limits = Limits(_seconds(timeout), _seconds(soft_timeout), isolation, memory_limit)
+        bounds = Bounds(_seconds(timeout), _seconds(soft_timeout), isolation, memory_limit)
         try:
             options = Options(queue=queue, priority=priority, max_attempts=policy.max_attempts, tags=tags)
         except (ValueError, TypeError) as exc:
@@ -267,11 +267,11 @@ class Outbox:
             chosen = str(name or getattr(handler, "__name__", ""))
             if not is_name(chosen):
                 raise DeclarationError(f"task {chosen!r}: a name must be 1 to {MAX_NAME} printable characters")
-            limits.check(chosen, handler)
+            bounds.check(chosen, handler)
             if chosen in self._tasks:
                 raise DeclarationError(f"task {chosen!r} is declared twice; give one of them another name=")
             task: Task[..., Any] = Task(
-                handler, name=chosen, options=options, retry=policy, limits=limits, sessions=self._sessions
+                handler, name=chosen, options=options, retry=policy, bounds=bounds, sessions=self._sessions
             )
             self._tasks[chosen] = task
             self._limits += _rules("task", chosen, limit, limit_per_key)

@@ -1,4 +1,4 @@
-"""How long, in how much memory and where a handler may run: ``Limits``, declared with its task."""
+"""How long, in how much memory and where a handler may run: ``Bounds``, declared with its task."""
 
 import inspect
 from collections.abc import Callable
@@ -16,7 +16,7 @@ SMALLEST = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Bounds:
     """The limits of one attempt. None is no limit.
 
     :ivar timeout: seconds after which the attempt is over.
