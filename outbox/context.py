@@ -119,7 +119,7 @@ class JobContext:
         """Whether the handler should end soon: a cancel, a shutdown whose grace is over, a timeout, or a lost lease.
 
         An ``async`` handler is cancelled by exception; a handler in a thread must look here. What a thread returns
-        after it was told to stop is thrown away: it may have ended early.
+        after it was told to stop is thrown away: it may have ended early. A handler in a child process is killed.
         """
         return self._claim.stop is not None
 

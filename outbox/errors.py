@@ -12,12 +12,19 @@ OutboxError
 ├── SchemaMismatch        the database's ``outbox`` schema is not one this release can work with
 └── AttemptError          how an attempt can fail without the handler's own exception
     ├── AttemptTimeout    the handler ran longer than its time limit
+    ├── ChildDied         the process that ran the handler ended under it
     ├── UnexpectedCancel  the handler raised CancelledError although nobody had cancelled it
     ├── LeaseLost         the job was no longer this worker's when its handler's transaction was to commit
     ├── CommitRefused     the handler committed the session that the worker commits
     └── ResultNotStored   the handler succeeded, its return value could not be stored
+
+Raised in a handler, and no error:
+
+CancelledError
+└── SoftTimeout           the handler's soft time limit is over: clean up and end
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -116,6 +123,10 @@ class AttemptTimeout(AttemptError):
     """The handler ran longer than the time limit of its task."""
 
 
+class ChildDied(AttemptError):
+    """The child process that ran the handler ended under it, or never began; the message says by which signal."""
+
+
 class UnexpectedCancel(AttemptError):
     """The handler raised ``CancelledError`` although neither a person nor a shutdown had cancelled it."""
 
@@ -130,3 +141,10 @@ class CommitRefused(AttemptError):
 
 class ResultNotStored(AttemptError):
     """The handler succeeded, but its return value could not be stored; the job counts as succeeded."""
+
+
+class SoftTimeout(asyncio.CancelledError):
+    """Raised in a handler whose soft time limit is over: clean up, and end before ``timeout`` ends you.
+
+    No ``Exception``, so that ``except Exception`` around one item of many does not swallow it.
+    """

@@ -26,6 +26,7 @@ from typing_extensions import TypedDict
 
 from outbox import enqueue, injection, payload
 from outbox.backoff import Retry
+from outbox.bounds import Bounds, Isolation
 from outbox.context import JobContext
 from outbox.enqueue import UnitOfWork
 from outbox.errors import DeclarationError, PayloadInvalid
@@ -57,6 +58,7 @@ class Task(Generic[P, R]):
 
     :ivar name: what the row says; a promise to all rows that wait, so it outlives a move of the function.
     :ivar timeout: seconds, or None for no limit.
+    :ivar bounds: this and what else bounds an attempt.
     :ivar session: the parameter that takes the session in which the job is settled, if the handler has one.
     """
 
@@ -67,14 +69,15 @@ class Task(Generic[P, R]):
         name: str,
         options: Options,
         retry: Retry,
-        timeout: float | None,
+        bounds: Bounds,
         sessions: Sessions | None = None,
     ) -> None:
         functools.update_wrapper(self, handler)
         self.handler = handler
         self.name = name
         self.retry = retry
-        self.timeout = timeout
+        self.timeout = bounds.timeout
+        self.bounds = bounds
         self.is_async = inspect.iscoroutinefunction(handler)
         self.defaults = options
         parameters, result = _analyse(name, handler)
@@ -231,6 +234,9 @@ class Outbox:
         priority: int = 1,
         retry: Retry | int = Retry(),  # noqa: B008 - frozen
         timeout: float | timedelta | None = None,
+        soft_timeout: float | timedelta | None = None,
+        isolation: Isolation | None = None,
+        memory_limit: int | None = None,
         tags: Sequence[str] = (),
         limit: Limit | None = None,
         limit_per_key: Limit | None = None,
@@ -242,13 +248,18 @@ class Outbox:
         :param priority: 3 is claimed first, 0 last.
         :param retry: the policy, or just the number of attempts.
         :param timeout: seconds that an attempt may take.
+        :param soft_timeout: seconds after which ``SoftTimeout`` is raised in the handler, so that it can clean up;
+            less than ``timeout``.
+        :param isolation: "process" runs a ``def`` in a child process, which is killed when it has to end.
+        :param memory_limit: bytes that the handler may have in its child process, beyond which it gets a
+            ``MemoryError``. Kept by Linux only.
         :param tags: strings that every job of it carries.
         :param limit: how many of its jobs run at once, or start in a time, in all workers together.
         :param limit_per_key: the same for the jobs of each ``limit_key`` apart.
         :raises DeclarationError: if the name is taken, or the function's signature cannot be a payload.
         """
         policy = Retry(max_attempts=retry) if isinstance(retry, int) else retry
-        longest = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        bounds = Bounds(_seconds(timeout), _seconds(soft_timeout), isolation, memory_limit)
         try:
             options = Options(queue=queue, priority=priority, max_attempts=policy.max_attempts, tags=tags)
         except (ValueError, TypeError) as exc:
@@ -258,14 +269,11 @@ class Outbox:
             chosen = str(name or getattr(handler, "__name__", ""))
             if not is_name(chosen):
                 raise DeclarationError(f"task {chosen!r}: a name must be 1 to {MAX_NAME} printable characters")
-            if longest is not None and not 0 < longest <= 7 * 86_400:
-                raise DeclarationError(
-                    f"task {chosen!r}: timeout={longest}; must be above 0 and at most a week, in seconds"
-                )
+            bounds.check(chosen, handler)
             if chosen in self._tasks:
                 raise DeclarationError(f"task {chosen!r} is declared twice; give one of them another name=")
             task: Task[..., Any] = Task(
-                handler, name=chosen, options=options, retry=policy, timeout=longest, sessions=self._sessions
+                handler, name=chosen, options=options, retry=policy, bounds=bounds, sessions=self._sessions
             )
             self._tasks[chosen] = task
             self._limits += _rules("task", chosen, limit, limit_per_key)
@@ -353,6 +361,10 @@ def _rules(scope: Scope, name: str, limit: Limit | None, per_key: Limit | None) 
         yield Rule(scope, name, per_key=False, limit=limit)
     if per_key is not None:
         yield Rule(scope, name, per_key=True, limit=per_key)
+
+
+def _seconds(given: float | timedelta | None) -> float | None:
+    return given.total_seconds() if isinstance(given, timedelta) else given
 
 
 def _analyse(name: str, handler: Callable[..., Any]) -> tuple[Parameters, TypeAdapter[Any] | None]:

@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from outbox import children, events, limit, listener, ticks
 from outbox import claim as claims
-from outbox import events, limit, listener, ticks
 from outbox.connection import FAILURES, Link
 from outbox.context import Claim
 from outbox.errors import DeclarationError, SchemaMismatch
@@ -78,7 +78,7 @@ class Worker:
     @property
     def farewell(self) -> float:
         """Seconds after the grace by which the worker has stopped, unless a handler blocks its event loop."""
-        return self._settings.cancel_grace + LAST_CLAIM + LAST_SETTLE
+        return self._settings.cancel_grace + LAST_CLAIM + LAST_SETTLE + children.FAREWELL
 
     def abandon(self) -> None:
         """Hand everything back, from another thread, when the event loop is blocked and will not do it.
@@ -140,6 +140,7 @@ class Worker:
             return await self._drain(claiming)
         finally:
             heartbeat.stop()
+            await self._runner.end_children()
             for loop in (claiming, *loops):
                 loop.cancel()
             await asyncio.gather(claiming, *loops, return_exceptions=True)
