@@ -91,6 +91,7 @@ async def take(
             checkpoint=row["checkpoint"],
             group=row["group_key"],
             limited="limit_key" in row,
+            followed=row["followed"],
         )
         for row in rows
     ]

@@ -7,6 +7,7 @@ OutboxError
 ├── JobExists             the key of a job that was to be rejected then is taken; the transaction is as good as before
 ├── JobNotFound           no job has this id
 ├── IllegalTransition     the job is in a state from which the asked move is not legal
+├── BatchNotFound         no batch has this id
 ├── ScheduleNotFound      no schedule has this name
 ├── KeyTaken              the job cannot be requeued, for another one has its key
 ├── SchemaMismatch        the database's ``outbox`` schema is not one this release can work with
@@ -91,6 +92,14 @@ class IllegalTransition(OutboxError):
         self.state = str(state)
         self.allowed = tuple(str(each) for each in allowed)
         super().__init__(f"cannot {verb} job {id}: it is {self.state}, which must be one of {', '.join(self.allowed)}")
+
+
+class BatchNotFound(OutboxError):
+    """No batch has this id: it never existed, was rolled back, or retention has dropped it."""
+
+    def __init__(self, id: UUID) -> None:
+        super().__init__(f"no batch {id}")
+        self.id = id
 
 
 class ScheduleNotFound(OutboxError):

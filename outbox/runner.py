@@ -167,7 +167,7 @@ class Runner:
         del self._running[claim]
         if isinstance(outcome, Finished) and outcome.written:
             self._held.pop(claim.id, None)
-            if claim.group is not None or claim.limited:
+            if claim.lets_others_run:
                 self._wake()
         else:
             self._settler.put(claim, outcome)

@@ -52,8 +52,8 @@ class Schedule:
         if self.catch_up not in get_args(CatchUp):
             raise ValueError(f"catch_up: {self.catch_up!r}; must be one of {', '.join(get_args(CatchUp))}")
         options = self.job.options
-        if options.key is not None or options.run_at is not None or seconds(options.delay) or options.passable:
-            raise ValueError("job: a schedule says when its jobs run: not with key, delay, run_at or passable")
+        if options.key is not None or options.run_at or seconds(options.delay) or options.passable or options.after:
+            raise ValueError("job: a schedule says when its jobs run: not with key, delay, run_at, passable or after")
         seconds(self.jitter)
         Cron(self.cron, self.tz)
 

@@ -115,6 +115,11 @@ class Task(Generic[P, R]):
         """A job that is not part of any transaction yet, for ``Outbox.enqueue_many``."""
         return self._new_job(self.defaults, args, kwargs)
 
+    @property
+    def parameters(self) -> Sequence[str]:
+        """The names of the arguments that a job of it has."""
+        return tuple(self._signature.parameters)
+
     def options(
         self,
         *,
@@ -130,6 +135,8 @@ class Task(Generic[P, R]):
         key: str | None = None,
         unique_for: float | timedelta | None = None,
         on_conflict: OnConflict | None = None,
+        after: Sequence[NewJob] | None = None,
+        even_if_failed: bool | None = None,
     ) -> "Call[P, R]":
         """This task with other options for the jobs enqueued through what is returned; see ``Options``."""
         given = {
@@ -145,6 +152,8 @@ class Task(Generic[P, R]):
             "key": key,
             "unique_for": unique_for,
             "on_conflict": on_conflict,
+            "after": after,
+            "even_if_failed": even_if_failed,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         return Call(self, replace(self.defaults, **cast(Any, changes)))
@@ -175,7 +184,7 @@ class Call(Generic[P, R]):
     """A task with options for the next jobs; made by ``Task.options``."""
 
     def __init__(self, task: Task[P, R], options: Options) -> None:
-        self._task = task
+        self.task = task
         self._options = options
 
     def enqueue(self, session: UnitOfWork, /, *args: P.args, **kwargs: P.kwargs) -> NewJob:
@@ -184,7 +193,7 @@ class Call(Generic[P, R]):
 
     def job(self, /, *args: P.args, **kwargs: P.kwargs) -> NewJob:
         """As ``Task.job``, with these options."""
-        return self._task._new_job(self._options, args, kwargs)
+        return self.task._new_job(self._options, args, kwargs)
 
 
 class Declare:
