@@ -15,7 +15,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from outbox.connection import is_lost
-from outbox.errors import IllegalTransition, JobExists, JobNotFound, KeyTaken, PayloadInvalid, ScheduleNotFound
+from outbox.errors import (
+    IllegalTransition,
+    JobExists,
+    JobNotFound,
+    KeyTaken,
+    PayloadInvalid,
+    QueueFull,
+    ScheduleNotFound,
+)
+
+FULL = 5
+"""Seconds after which it is worth while to ask again of a queue that was full."""
 
 
 class Problem(BaseModel):
@@ -77,6 +88,11 @@ async def _illegal_transition(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 409, str(exc), state=exc.state, allowed=exc.allowed)
 
 
+async def _queue_full(request: Request, exc: Any) -> JSONResponse:
+    detail = "There is too much to do already; nothing was stored. Try again later."
+    return problem(request, 503, detail, headers={"Retry-After": str(FULL)}, queue=exc.queue)
+
+
 async def _conflict(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 409, str(exc))
 
@@ -103,6 +119,7 @@ _HANDLERS: dict[type[Exception], Any] = {
     JobNotFound: _job_not_found,
     ScheduleNotFound: _schedule_not_found,
     IllegalTransition: _illegal_transition,
+    QueueFull: _queue_full,
     JobExists: _conflict,
     KeyTaken: _conflict,
     DBAPIError: _database_error,
