@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from outbox.connection import is_lost
 from outbox.errors import (
+    BatchNotFound,
     IllegalTransition,
     JobExists,
     JobNotFound,
@@ -80,6 +81,10 @@ async def _job_not_found(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 404, f"There is no job {exc.id}.")
 
 
+async def _batch_not_found(request: Request, exc: Any) -> JSONResponse:
+    return problem(request, 404, f"There is no batch {exc.id}.")
+
+
 async def _schedule_not_found(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 404, f"There is no schedule {exc.name}.")
 
@@ -117,6 +122,7 @@ _HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _request_invalid,
     PayloadInvalid: _payload_invalid,
     JobNotFound: _job_not_found,
+    BatchNotFound: _batch_not_found,
     ScheduleNotFound: _schedule_not_found,
     IllegalTransition: _illegal_transition,
     QueueFull: _queue_full,
