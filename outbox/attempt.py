@@ -23,7 +23,7 @@ async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
     if claim.stop is not None:  # told to stop before it began
         return _ended_by(task, claim, asyncio.CancelledError())
     try:
-        arguments = task.arguments(claim.payload)
+        arguments = task.arguments(claim.payload, claim.version)
     except PayloadInvalid as exc:
         # By the retry policy, not at once: a deploy that changed the handler can still be mended or rolled back.
         return _judged(task, claim, exc)

@@ -46,6 +46,7 @@ class Claim:
     created_at: datetime
     worker_id: UUID
     is_suspect: bool = False
+    version: int = 1
     group: str | None = None
     limited: bool = False
     checkpoint: str | None = None

@@ -118,12 +118,13 @@ class NewJob:
     queue: str
     is_new: bool | None
 
-    def __init__(self, task: str, payload: str, options: Options) -> None:
+    def __init__(self, task: str, payload: str, options: Options, *, version: int = 1) -> None:
         self.id = uuid7()
         self.task = task
         self.queue = options.queue
         self.payload = payload
         self.options = options
+        self.version = version
         self.is_new = None
 
     def __repr__(self) -> str:
@@ -146,4 +147,5 @@ def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
         "group": [job.options.group for job in jobs],
         "passable": [job.options.passable for job in jobs],
         "limit_key": [job.options.limit_key for job in jobs],
+        "version": [job.version for job in jobs],
     }

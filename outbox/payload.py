@@ -124,6 +124,31 @@ def describe(exception: BaseException) -> Error:
     )
 
 
+def parse(task: str, raw: str) -> dict[str, Any]:
+    """A job's arguments from JSON text, as JSON has them.
+
+    :raises PayloadInvalid: if they are none.
+    """
+    try:
+        arguments = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise PayloadInvalid(task, "$", f"cannot be read as JSON: {type(exc).__name__}") from None
+    if not isinstance(arguments, dict):
+        raise PayloadInvalid(task, "$", "is no JSON object of arguments by name")
+    return arguments
+
+
+def dump(task: str, arguments: dict[str, Any]) -> str:
+    """The same, back as JSON text.
+
+    :raises PayloadInvalid: if they hold what is no JSON.
+    """
+    try:
+        return json.dumps(arguments)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise PayloadInvalid(task, "$", f"cannot be written as JSON: {type(exc).__name__}") from None
+
+
 def read(stored: str | None) -> Any:
     """A value from a row, for people to see; one that Python cannot hold, which raw SQL can plant, says so instead."""
     if stored is None:

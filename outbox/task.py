@@ -32,6 +32,7 @@ from outbox.errors import DeclarationError, PayloadInvalid
 from outbox.limit import Limit, Rule, Scope
 from outbox.newjob import MAX_NAME, NewJob, OnConflict, Options, is_name
 from outbox.outcome import Cancel, Snooze
+from outbox.version import Upcaster, Versions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,6 +68,7 @@ class Task(Generic[P, R]):
         options: Options,
         retry: Retry,
         timeout: float | None,
+        version: int = 1,
         sessions: Sessions | None = None,
     ) -> None:
         functools.update_wrapper(self, handler)
@@ -76,6 +78,7 @@ class Task(Generic[P, R]):
         self.timeout = timeout
         self.is_async = inspect.iscoroutinefunction(handler)
         self.defaults = options
+        self.versions = Versions(name, version)
         parameters, result = _analyse(name, handler)
         self._signature = parameters.signature
         self._adapter = parameters.adapter
@@ -145,11 +148,34 @@ class Task(Generic[P, R]):
         changes = {name: value for name, value in given.items() if value is not None}
         return Call(self, replace(self.defaults, **cast(Any, changes)))
 
-    def arguments(self, raw: str) -> dict[str, Any]:
+    @property
+    def version(self) -> int:
+        """The version of the payload that the handler takes."""
+        return self.versions.latest
+
+    def upcast(self, version: int) -> Callable[[Upcaster], Upcaster]:
+        """Declare the decorated function the way from the arguments of ``version`` to those of the next.
+
+        It is given the stored arguments as a dict, as JSON has them, may change it, and returns a dict. What it returns
+        must be JSON again. If it raises, the attempt fails, and is retried by the policy.
+
+        :raises DeclarationError: if the task has no later version, or the way is declared twice.
+        """
+
+        def declare(upcaster: Upcaster) -> Upcaster:
+            self.versions.add(version, upcaster)
+            return upcaster
+
+        return declare
+
+    def arguments(self, raw: str, version: int | None = None) -> dict[str, Any]:
         """The arguments for the handler from a stored payload. Keys that the handler does not know are left out.
 
-        :raises PayloadInvalid: if they do not fit the handler's signature (any more).
+        :param version: the payload's version; that of the task unless given.
+        :raises PayloadInvalid: if they do not fit the handler's signature (any more), or cannot be upcast.
         """
+        if version is not None and version != self.version:
+            raw = payload.dump(self.name, self.versions.lift(payload.parse(self.name, raw), version))
         try:
             return self._adapter.validate_json(raw)
         except ValidationError as exc:
@@ -164,7 +190,8 @@ class Task(Generic[P, R]):
             arguments = self._adapter.validate_python(bound)
         except ValidationError as exc:
             raise _invalid(self.name, exc) from None
-        return NewJob(self.name, payload.encode_arguments(self.name, self._adapter, arguments), options)
+        encoded = payload.encode_arguments(self.name, self._adapter, arguments)
+        return NewJob(self.name, encoded, options, version=self.version)
 
 
 class Call(Generic[P, R]):
@@ -232,6 +259,7 @@ class Outbox:
         tags: Sequence[str] = (),
         limit: Limit | None = None,
         limit_per_key: Limit | None = None,
+        version: int = 1,
     ) -> Declare:
         """Declare the decorated function a task: ``async def`` runs on the event loop, ``def`` in a thread.
 
@@ -243,6 +271,8 @@ class Outbox:
         :param tags: strings that every job of it carries.
         :param limit: how many of its jobs run at once, or start in a time, in all workers together.
         :param limit_per_key: the same for the jobs of each ``limit_key`` apart.
+        :param version: of its payload: raise it when the arguments change, and say with ``Task.upcast`` how older ones
+            become the new. 1 to 32,767.
         :raises DeclarationError: if the name is taken, or the function's signature cannot be a payload.
         """
         policy = Retry(max_attempts=retry) if isinstance(retry, int) else retry
@@ -263,7 +293,13 @@ class Outbox:
             if chosen in self._tasks:
                 raise DeclarationError(f"task {chosen!r} is declared twice; give one of them another name=")
             task: Task[..., Any] = Task(
-                handler, name=chosen, options=options, retry=policy, timeout=longest, sessions=self._sessions
+                handler,
+                name=chosen,
+                options=options,
+                retry=policy,
+                timeout=longest,
+                version=version,
+                sessions=self._sessions,
             )
             self._tasks[chosen] = task
             self._limits += _rules("task", chosen, limit, limit_per_key)
@@ -282,6 +318,14 @@ class Outbox:
         if any((rule.scope, rule.name) == ("queue", name) for rule in self._limits):
             raise DeclarationError(f"queue {name!r}: its limits are declared twice; say both in one call")
         self._limits += _rules("queue", name, limit, per_key)
+
+    def verify(self) -> None:
+        """Check what cannot be known before all is declared: that every older payload version has its upcaster.
+
+        :raises DeclarationError: if one is missing.
+        """
+        for task in self:
+            task.versions.verify()
 
     @property
     def spoken_for(self) -> set[tuple[Scope, str]]:

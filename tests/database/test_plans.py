@@ -206,7 +206,8 @@ async def pages_read(link: Link, wanted: str) -> int:
     async with connection.transaction():
         answer = await connection.fetchval(
             f"explain (analyze, buffers, format json, timing off) execute claiming("
-            f"array{queues}], array{slots}, array[3, 2, 1, 0]::smallint[], array['noop'], '{factories.WORKER}', 30, "
+            f"array{queues}], array{slots}, array[3, 2, 1, 0]::smallint[], "
+            f"jsonb_build_object('noop', 1), '{factories.WORKER}', 30, "
             "2, true)"
         )
     plan = json.loads(answer)[0]["Plan"]
