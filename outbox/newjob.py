@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
@@ -118,14 +118,33 @@ class NewJob:
     queue: str
     is_new: bool | None
 
-    def __init__(self, task: str, payload: str, options: Options, *, version: int = 1) -> None:
+    def __init__(self, task: str, payload: str | Callable[[UUID], str], options: Options, *, version: int = 1) -> None:
+        """
+        :param payload: the arguments as JSON text, or what writes it for a job of this id: secrets are sealed for one.
+        """
         self.id = uuid7()
         self.task = task
         self.queue = options.queue
-        self.payload = payload
+        self._write = None if isinstance(payload, str) else payload
+        self.payload = payload if isinstance(payload, str) else payload(self.id)
         self.options = options
         self.version = version
         self.is_new = None
+
+    def takes_on(self, other: "NewJob") -> None:
+        """Be the job that ``other`` is, under this id."""
+        self._write = other._write
+        self.payload = other.payload_for(self.id)
+        self.options, self.queue, self.version = other.options, other.queue, other.version
+
+    def payload_for(self, id: UUID) -> str:
+        """The arguments as the row with this id holds them."""
+        return self.payload if self._write is None or id == self.id else self._write(id)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether there are secrets among the arguments, which open for this id only."""
+        return self._write is not None
 
     def __repr__(self) -> str:
         return f"<NewJob {self.task} {self.id} queue={self.queue}>"

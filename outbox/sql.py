@@ -62,6 +62,9 @@ where live_job.state = 'pending' and live_job.fence = 0
 returning id, task, key
 """
 
+# Secrets open for the id that they were sealed for. Of a job that has just been replaced it is known only now.
+RESEAL = "update outbox.live_job set payload = cast(:payload as jsonb) where id = :id"
+
 # Who has these keys?   Index: live_job_key.
 FIND_KEYS = """
 select live.id, live.task, live.key
