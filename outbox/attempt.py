@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any
@@ -21,22 +21,23 @@ async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
     :param threads: where handlers that are plain functions run.
     """
     if claim.stop is not None:  # told to stop before it began
-        return _ended_by(task, claim, asyncio.CancelledError(), {})
+        return _ended_by(task, claim, asyncio.CancelledError())
     try:
         arguments = task.arguments(claim.payload, claim.version, claim.id)
+        claim.secrets = task.secrets(arguments)
     except PayloadInvalid as exc:
         # By the retry policy, not at once: a deploy that changed the handler can still be mended or rolled back.
-        return _judged(task, claim, exc, {})
+        return _judged(task, claim, exc)
     for name in task.contexts:
         arguments[name] = JobContext(claim)
     try:
         value = await _limited(task, claim, arguments, threads)
     except BaseException as exc:  # noqa: BLE001 - SystemExit, too, is a handler's failure and not the worker's
-        return _ended_by(task, claim, exc, arguments)
+        return _ended_by(task, claim, exc)
     if isinstance(value, Finished):
         return value
     if isinstance(value, Snooze | Cancel):
-        return _judged(task, claim, value, arguments)
+        return _judged(task, claim, value)
     return Finished(State.SUCCEEDED, *task.encode_result(value, claim.id))
 
 
@@ -104,7 +105,7 @@ def _time_out(claim: Claim) -> None:
     claim.stop = claim.stop or Stop.TIMEOUT
 
 
-def _ended_by(task: Task[..., Any], claim: Claim, exception: BaseException, arguments: Mapping[str, Any]) -> Outcome:
+def _ended_by(task: Task[..., Any], claim: Claim, exception: BaseException) -> Outcome:
     match claim.stop:
         case Stop.CANCELLED:
             return Finished(State.CANCELLED)
@@ -113,9 +114,9 @@ def _ended_by(task: Task[..., Any], claim: Claim, exception: BaseException, argu
     if isinstance(exception, asyncio.CancelledError):
         unexpected = UnexpectedCancel("the handler raised CancelledError, but nobody had cancelled it")
         unexpected.__cause__ = exception
-        return _judged(task, claim, unexpected, arguments)
-    return _judged(task, claim, exception, arguments)
+        return _judged(task, claim, unexpected)
+    return _judged(task, claim, exception)
 
 
-def _judged(task: Task[..., Any], claim: Claim, exception: BaseException, arguments: Mapping[str, Any]) -> Outcome:
-    return judge(exception, task.describe(exception, arguments), task.retry, claim.attempt, claim.max_attempts)
+def _judged(task: Task[..., Any], claim: Claim, exception: BaseException) -> Outcome:
+    return judge(exception, task.describe(exception, claim.secrets), task.retry, claim.attempt, claim.max_attempts)

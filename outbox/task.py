@@ -3,7 +3,7 @@
 import functools
 import inspect
 import json
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial, reduce
@@ -242,10 +242,14 @@ class Task(Generic[P, R]):
         except ValidationError as exc:
             raise self._invalid(exc) from None
 
-    def describe(self, exception: BaseException, arguments: Mapping[str, Any]) -> Error:
-        """An exception as text that can be stored, with masks where it says a secret that is among the arguments."""
+    def secrets(self, arguments: dict[str, Any]) -> Sequence[Any]:
+        """The secrets among the arguments."""
+        return () if self._seal is None else tuple(payload.secrets(arguments))
+
+    def describe(self, exception: BaseException, secrets: Sequence[Any] = ()) -> Error:
+        """An exception as text that can be stored, with masks where it says one of these secrets."""
         error = payload.describe(exception)
-        return error if self._seal is None else payload.scrub(error, payload.secrets(arguments))
+        return error if self._seal is None else payload.scrub(error, secrets)
 
     def _new_job(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NewJob:
         try:
