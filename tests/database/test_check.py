@@ -124,6 +124,22 @@ async def test_nothing_is_written_or_locked(engine: AsyncEngine, db: asyncpg.Con
         assert await db.fetchrow("select xmin, * from outbox.live_job where id = $1", id) == before
 
 
+async def test_it_could_not_write_if_it_wanted_to(
+    db: asyncpg.Connection, engine: AsyncEngine, database_url: str
+) -> None:
+    await plant(engine)
+    await db.execute(
+        """
+        create table note (at timestamptz default now());
+        create function note() returns boolean language sql as 'insert into note default values returning true';
+        alter table outbox.live_job rename to real_live_job;
+        create view outbox.live_job as select * from outbox.real_live_job where note()
+        """
+    )
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        await check.check(coming(), database_url)
+
+
 async def test_a_report_stays_small(engine: AsyncEngine, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "MOST", 3)
     for n in range(6):

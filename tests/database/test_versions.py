@@ -62,6 +62,12 @@ async def test_nor_do_the_turns_of_limited_jobs(engine: AsyncEngine, link: Link)
     assert await take(link, 3, turns=turns) == [3]
 
 
+async def test_a_newer_version_takes_no_share_from_the_turns_of_others(engine: AsyncEngine, link: Link) -> None:
+    for key, version in (("a", 2), ("b", 1)):
+        await plant(engine, task="send", version=version, limited=True, limit_key=key)
+    assert await take(link, 1, turns=Turns(), free={"default": 1}) == [1]
+
+
 async def test_a_newer_version_waits_untouched_until_its_worker_comes(
     engine: AsyncEngine, sessions: Sessions, database_url: str
 ) -> None:

@@ -172,6 +172,11 @@ def test_only_a_sealed_secret_is_masked(value: Any, seen: Any) -> None:
         (SecretBytes(b"\xff\x00hunter2"), repr(b"\xff\x00hunter2"), f"b'{MASK}'"),
         (Secret[int](123456), "n=123456", f"n={MASK}"),
         (SecretStr("0123456789abcdef" * 3), "0123456789abcdef…9abcdef", f"{MASK}…9abcdef"),
+        (
+            SecretStr("hunter2"),
+            "[input_value={'k': 'hun...r2'}, input_type=dict]",
+            f"[input_value={MASK}, input_type=dict]",
+        ),
         (SecretStr("abc"), "abc", "abc"),
         (SecretStr(""), "text", "text"),
     ],
