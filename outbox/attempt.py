@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
-from outbox import completion, payload
+from outbox import completion
 from outbox.context import Claim, JobContext, Stop
 from outbox.errors import AttemptTimeout, PayloadInvalid, SoftTimeout, UnexpectedCancel
 from outbox.job import State
@@ -24,7 +24,8 @@ async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
     if claim.stop is not None:  # told to stop before it began
         return ended_by(task, claim, asyncio.CancelledError())
     try:
-        arguments = task.arguments(claim.payload)
+        arguments = task.arguments(claim.payload, claim.version, claim.id)
+        claim.secrets = task.secrets(arguments)
     except PayloadInvalid as exc:
         # By the retry policy, not at once: a deploy that changed the handler can still be mended or rolled back.
         return _judged(task, claim, exc)
@@ -38,7 +39,7 @@ async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
         return value
     if isinstance(value, Snooze | Cancel):
         return _judged(task, claim, value)
-    return Finished(State.SUCCEEDED, *payload.encode_result(task.result, value))
+    return Finished(State.SUCCEEDED, *task.encode_result(value, claim.id))
 
 
 async def _limited(task: Task[..., Any], claim: Claim, arguments: dict[str, Any], threads: Executor) -> Any:
@@ -125,4 +126,4 @@ def ended_by(task: Task[..., Any], claim: Claim, exception: BaseException) -> Ou
 
 
 def _judged(task: Task[..., Any], claim: Claim, exception: BaseException) -> Outcome:
-    return judge(exception, payload.describe(exception), task.retry, claim.attempt, claim.max_attempts)
+    return judge(exception, task.describe(exception, claim.secrets), task.retry, claim.attempt, claim.max_attempts)

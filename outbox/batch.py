@@ -150,6 +150,7 @@ def _call(outcome: str, callback: Callback) -> dict[str, Any]:
         "task": job.task,
         "queue": job.queue,
         "payload": json.loads(job.payload),
+        "version": job.version,
         "argument": task.parameters[0],
         "priority": options.priority,
         "max_attempts": options.max_attempts,

@@ -1,5 +1,6 @@
 """Take jobs, and settle how their attempts ended; each guarded by the fence."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from uuid import UUID
@@ -37,6 +38,7 @@ async def take(
     suspect: bool = True,
     free: Mapping[str, int] | None = None,
     turns: Turns | None = None,
+    versions: Mapping[str, int] | None = None,
 ) -> list[Claim]:
     """Claim jobs that are due, for each queue at most as many as wanted, by priority and the longest due first.
 
@@ -47,8 +49,10 @@ async def take(
     :param free: the free slots of each queue: as many limited jobs at most, so that none is held up here that could run
         elsewhere; as many as wanted unless given.
     :param turns: where the turns of limited jobs stand; without it none of them is taken.
+    :param versions: the highest payload version that this worker knows of each task; 1 where nothing is said.
     """
-    rest = (list(levels), list(tasks), worker_id, lease, MAX_LOST - 1)
+    known = json.dumps({task: (versions or {}).get(task, 1) for task in tasks})
+    rest = (list(levels), known, worker_id, lease, MAX_LOST - 1)
     rows = await link.fetch(sql.CLAIM, list(wanted), list(wanted.values()), *rest, suspect)
     waiting = {row["task"] for row in rows if row["id"] is None}
     rows = [row for row in rows if row["id"] is not None]
@@ -63,7 +67,7 @@ async def take(
             rows += await turns.take(
                 link,
                 still,
-                list(tasks),
+                known,
                 worker_id,
                 lease,
                 levels=levels,
@@ -88,6 +92,7 @@ async def take(
             created_at=row["created_at"],
             worker_id=worker_id,
             is_suspect=row["suspect"],
+            version=row["version"],
             checkpoint=row["checkpoint"],
             group=row["group_key"],
             limited="limit_key" in row,

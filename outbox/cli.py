@@ -1,4 +1,4 @@
-"""The command line: ``outbox worker`` and ``outbox migrate``. The only module that reads the environment."""
+"""The command line: ``outbox worker``, ``check`` and ``migrate``. The only module that reads the environment."""
 
 import asyncio
 import importlib
@@ -12,7 +12,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from outbox import events
+from outbox import check as checking
+from outbox import connection, events
 from outbox import migrate as migration
 from outbox.errors import OutboxError
 from outbox.settings import WorkerSettings
@@ -24,6 +25,9 @@ EXIT_FORCED = 75
 
 EXIT_CONFIG = 78
 """Something must be mended by a person before a start can succeed (EX_CONFIG)."""
+
+PROGRESS = 10_000
+"""Jobs after which a long check says that it is still at it."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -104,6 +108,31 @@ def migrate(database_url: DatabaseUrl) -> None:
     except (OSError, TimeoutError) as exc:
         _fail(f"the database cannot be reached: {exc}; check --database-url")
     typer.echo(f"outbox schema: version {after}" + ("" if before == after else f" (was {before})"))
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="MODULE:NAME", help="the Outbox object, as in api.handlers:outbox")],
+    database_url: DatabaseUrl,
+) -> None:
+    """Ask before a deploy whether this code would run the jobs that wait. Reads only, and calls no handler.
+
+    Exit status: 0 it would run all of them; 1 some would fail, or would wait for other code; 78 misconfigured.
+    """
+
+    def progress(checked: int) -> None:
+        if checked % PROGRESS == 0:
+            typer.echo(f"{checked:,} jobs checked …", err=True)
+
+    try:
+        report = asyncio.run(checking.check(load(target), database_url, progress=progress))
+    except OutboxError as exc:
+        _fail(str(exc))
+    except connection.FAILURES as exc:
+        _fail(f"the database cannot be asked: {exc}; check --database-url, and migrate first")
+    for line in checking.table(report):
+        typer.echo(line)
+    raise typer.Exit(1 if report.problems else 0)
 
 
 def load(target: str) -> Outbox:

@@ -15,7 +15,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from outbox import payload, sql
+from outbox import sql
 from outbox.context import Claim
 from outbox.enqueue import refuse_autocommit
 from outbox.errors import CommitRefused, LeaseLost
@@ -41,7 +41,7 @@ async def run(task: Task[..., Any], claim: Claim, /, **arguments: Any) -> Any:
         value = await task.handler(**arguments)
         if isinstance(value, Snooze | Cancel):
             return value
-        outcome = Finished(State.SUCCEEDED, *payload.encode_result(task.result, value), written=True)
+        outcome = Finished(State.SUCCEEDED, *task.encode_result(value, claim.id), written=True)
         claim.settling = True
         await _finish(session, claim, outcome)
         del session.info[_HANDED_OUT]

@@ -9,8 +9,10 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from outbox import events
+from outbox.errors import DeclarationError
 from outbox.settings import WorkerSettings
 
 # Statistics of a queue's table are always stale, and a plan made while it was empty is the wrong one a minute later.
@@ -46,8 +48,17 @@ REMIND = 30.0
 
 
 def dsn(url: str) -> str:
-    """The address as asyncpg wants it, from a libpq or SQLAlchemy URL of any driver."""
-    plain = make_url("postgresql" + url[url.index("://") :] if "://" in url else url)
+    """The address as asyncpg wants it, from a libpq or SQLAlchemy URL of any driver.
+
+    :raises DeclarationError: if it is none; the message does not show it, for there may be a password in it.
+    """
+    try:
+        plain = make_url("postgresql" + url[url.index("://") :] if "://" in url else url)
+    except (ArgumentError, ValueError):
+        raise DeclarationError(
+            "the database URL cannot be read: write postgresql://user:password@host:5432/name, and percent-encode what "
+            "is special in the password"
+        ) from None
     return plain.render_as_string(hide_password=False)
 
 

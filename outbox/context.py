@@ -1,5 +1,6 @@
 """What one attempt knows of its job: ``Claim``, which the worker holds, and ``JobContext``, its face to the handler."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
@@ -36,6 +37,7 @@ class Claim:
 
     A suspect has lost so many workers that the next would be its last: a worker holds one of them at a time, so that
     no other is blamed for what one of them does.
+    ``secrets`` are those among its arguments, once they are made, and are not to be said again.
     ``progress`` and ``kept`` are what the handler says while it runs, ``stop`` what the worker says. Once it is
     ``settling`` in the handler's own transaction nothing stops it any more: its fence decides.
     """
@@ -52,6 +54,7 @@ class Claim:
     created_at: datetime
     worker_id: UUID
     is_suspect: bool = False
+    version: int = 1
     group: str | None = None
     limited: bool = False
     followed: bool = False
@@ -59,6 +62,7 @@ class Claim:
     progress: str | None = None
     kept: str | None = None
     told: tuple[str | None, str | None] = (None, None)
+    secrets: Sequence[Any] = ()
     stop: Stop | None = None
     settling: bool = False
 

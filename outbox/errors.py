@@ -45,13 +45,15 @@ class PayloadInvalid(OutboxError):
 
     :ivar path: where the offending value is, as in ``$.lines[3].sku``; ``$`` is the arguments as a whole.
     :ivar reason: what is wrong with it, in plain words.
+    :ivar rule: the same without any word that may be a user's, and so repeat the value.
     """
 
-    def __init__(self, task: str, path: str, reason: str) -> None:
+    def __init__(self, task: str, path: str, reason: str, rule: str | None = None) -> None:
         super().__init__(f"arguments of task {task!r}: {path}: {reason}")
         self.task = task
         self.path = path
         self.reason = reason
+        self.rule = rule or reason
 
 
 class EnqueueFailed(OutboxError):

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
@@ -149,18 +149,38 @@ class NewJob:
     batch: BatchRow | None
     written_in: object
 
-    def __init__(self, task: str, payload: str, options: Options) -> None:
+    def __init__(self, task: str, payload: str | Callable[[UUID], str], options: Options, *, version: int = 1) -> None:
+        """
+        :param payload: the arguments as JSON text, or what writes it for a job of this id: secrets are sealed for one.
+        """
         self.id = uuid7()
         self.task = task
         self.queue = options.queue
-        self.payload = payload
+        self._write = None if isinstance(payload, str) else payload
+        self.payload = payload if isinstance(payload, str) else payload(self.id)
         self.options = options
+        self.version = version
         self.is_new = None
         self.batch = None
         self.followed = False
         self.written_in = None
         for each in options.after:
             each.followed = True
+
+    def takes_on(self, other: "NewJob") -> None:
+        """Be the job that ``other`` is, under this id."""
+        self._write = other._write
+        self.payload = other.payload_for(self.id)
+        self.options, self.queue, self.version = other.options, other.queue, other.version
+
+    def payload_for(self, id: UUID) -> str:
+        """The arguments as the row with this id holds them."""
+        return self.payload if self._write is None or id == self.id else self._write(id)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether there are secrets among the arguments, which open for this id only."""
+        return self._write is not None
 
     def __repr__(self) -> str:
         return f"<NewJob {self.task} {self.id} queue={self.queue}>"
@@ -185,4 +205,5 @@ def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
         "batch": [job.batch and str(job.batch.id) for job in jobs],
         "followed": [job.followed for job in jobs],
         "follows": [bool(job.options.after) for job in jobs],
+        "version": [job.version for job in jobs],
     }

@@ -19,6 +19,7 @@ from typing import Any
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter
 
+from outbox import secret
 from outbox.errors import PayloadInvalid, ResultNotStored
 from outbox.outcome import Error
 
@@ -41,13 +42,35 @@ def encode_arguments(task: str, adapter: TypeAdapter[Any], arguments: dict[str, 
 
     :raises PayloadInvalid: with the path of the value that cannot be stored.
     """
-    # First, because Pydantic writes a NaN inside a model as null, silently, and does not say where a surrogate is.
-    for path, reason in _offences(arguments, "$", 1):
-        raise PayloadInvalid(task, path, reason)
+    refuse(task, arguments)
     try:
         raw = adapter.dump_json(arguments)
     except (ValueError, RecursionError) as exc:
         raise PayloadInvalid(task, "$", f"cannot be written as JSON: {safe_text(str(exc), 500)}") from exc
+    return _storable(task, raw)
+
+
+def encode_sealed(task: str, sealed: Any) -> str:
+    """A job's arguments, the secrets among them sealed, as JSON text.
+
+    :raises PayloadInvalid: if they cannot be stored.
+    """
+    return _storable(task, pydantic_core.to_json(sealed, inf_nan_mode="constants"))
+
+
+def refuse(task: str, value: Any) -> None:
+    """Look for what cannot be stored.
+
+    To be asked before the value is written, because Pydantic writes a NaN inside a model as null, silently, and does
+    not say where a surrogate is.
+
+    :raises PayloadInvalid: with the path of the value that cannot be stored.
+    """
+    for path, reason in _offences(value, "$", 1):
+        raise PayloadInvalid(task, path, reason)
+
+
+def _storable(task: str, raw: bytes) -> str:
     if len(raw) > MAX_PAYLOAD:
         limit = f"is {len(raw):,} bytes of JSON, the limit is {MAX_PAYLOAD:,}: store it and pass its id"
         raise PayloadInvalid(task, "$", limit)
@@ -56,8 +79,7 @@ def encode_arguments(task: str, adapter: TypeAdapter[Any], arguments: dict[str, 
             written = json.loads(raw)
         except (ValueError, RecursionError) as exc:
             raise PayloadInvalid(task, "$", f"cannot be read back as JSON: {safe_text(str(exc), 500)}") from exc
-        for path, reason in _offences(written, "$", 1):
-            raise PayloadInvalid(task, path, reason)
+        refuse(task, written)
     return raw.decode()
 
 
@@ -79,6 +101,15 @@ def encode_result(adapter: TypeAdapter[Any] | None, value: Any) -> tuple[str | N
         return None, describe(
             ResultNotStored(f"the result, {type(value).__name__}, cannot be written as JSON: {_text(exc)}")
         )
+    return _sized(raw)
+
+
+def encode_sealed_result(sealed: Any) -> tuple[str | None, Error | None]:
+    """The same for a result that is JSON already, the secrets in it sealed."""
+    return _sized(_dump(_safe(sealed, 1)))
+
+
+def _sized(raw: bytes) -> tuple[str | None, Error | None]:
     if len(raw) > MAX_RESULT:
         size = f"the result is {len(raw):,} bytes of JSON, the limit is {MAX_RESULT:,}: store it and return its address"
         return None, describe(ResultNotStored(size))
@@ -90,8 +121,7 @@ def encode_checkpoint(task: str, value: Any) -> str:
 
     :raises PayloadInvalid: with the path of the value that cannot be stored.
     """
-    for path, reason in _offences(value, "$", 1):
-        raise PayloadInvalid(task, path, reason)
+    refuse(task, value)
     try:
         raw = _dump(value)
     except (ValueError, TypeError) as exc:
@@ -124,12 +154,54 @@ def describe(exception: BaseException) -> Error:
     )
 
 
+def parse(task: str, raw: str) -> dict[str, Any]:
+    """A job's arguments from JSON text, as JSON has them.
+
+    :raises PayloadInvalid: if they are none.
+    """
+    try:
+        arguments = json.loads(raw)
+    except (ValueError, RecursionError) as exc:
+        raise PayloadInvalid(task, "$", f"cannot be read as JSON: {type(exc).__name__}") from None
+    if not isinstance(arguments, dict):
+        raise PayloadInvalid(task, "$", "is no JSON object of arguments by name")
+    return arguments
+
+
+def dump(task: str, arguments: dict[str, Any]) -> str:
+    """The same, back as JSON text.
+
+    :raises PayloadInvalid: if they hold what is no JSON.
+    """
+    try:
+        return json.dumps(arguments)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise PayloadInvalid(task, "$", f"cannot be written as JSON: {type(exc).__name__}") from None
+
+
+def secrets(value: Any) -> Iterator[Any]:
+    """The secrets in a value, wherever they are in it."""
+    if isinstance(value, secret.KINDS):
+        yield value
+    for _, each in _children(value) or ():
+        yield from secrets(each)
+
+
+def scrub(error: Error, said: Iterable[Any]) -> Error:
+    """The error with masks where it says one of these secrets."""
+    known = list(said)
+    return Error(error.type, secret.scrub(error.message, known), secret.scrub(error.traceback, known))
+
+
 def read(stored: str | None) -> Any:
-    """A value from a row, for people to see; one that Python cannot hold, which raw SQL can plant, says so instead."""
+    """A value from a row, for people to see, with masks for its secrets.
+
+    One that Python cannot hold, which raw SQL can plant, says so instead.
+    """
     if stored is None:
         return None
     try:
-        return json.loads(stored)
+        return json.loads(stored, object_hook=secret.mask if secret.MARK in stored else None)
     except (ValueError, RecursionError) as exc:
         return {"unreadable": safe_text(f"{type(exc).__name__}: {exc}", 500)}
 
@@ -173,7 +245,7 @@ def _offences(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
         yield path, f"is nested deeper than {MAX_DEPTH} levels"
     else:
         for key, each in children:
-            below = f"{path}[{key}]" if isinstance(key, int) else _child(path, key)
+            below = child(path, key)
             if isinstance(key, str) and (reason := _offence(key)) is not None:
                 yield below, reason
             yield from _offences(each, below, depth + 1)
@@ -234,6 +306,9 @@ def _has_surrogate(text: str) -> bool:
     return False
 
 
-def _child(path: str, key: Any) -> str:
+def child(path: str, key: Any) -> str:
+    """The path of what is inside, by its name or its number."""
+    if isinstance(key, int):
+        return f"{path}[{key}]"
     name = safe_text(str(key), 100)
     return f"{path}.{name}" if name.isidentifier() else f"{path}[{json.dumps(name)}]"

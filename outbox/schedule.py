@@ -54,6 +54,8 @@ class Schedule:
         options = self.job.options
         if options.key is not None or options.run_at or seconds(options.delay) or options.passable or options.after:
             raise ValueError("job: a schedule says when its jobs run: not with key, delay, run_at, passable or after")
+        if self.job.is_sealed:
+            raise ValueError("job: its secrets open for one job only; have the task look them up when it runs")
         seconds(self.jitter)
         Cron(self.cron, self.tz)
 
@@ -99,23 +101,25 @@ _PAUSE = text(
 _RESUME = text("update outbox.schedule set paused_at = null, next_at = :next_at where name = :name")
 _JOB = text(
     """
-    select task, (payload || outbox.moment_argument(moment, clock_timestamp()))::text as payload, queue, priority,
-           max_attempts, tags::text, group_key, limit_key
+    select task, (payload || outbox.moment_argument(moment, clock_timestamp()))::text as payload, version, queue,
+           priority, max_attempts, tags::text, group_key, limit_key
     from outbox.schedule where name = :name
     """
 )
 _PUT = text(
     """
     insert into outbox.schedule (
-        name, expression, tz, catch_up, jitter, task, payload, queue, priority, max_attempts, tags, group_key,
+        name, expression, tz, catch_up, jitter, task, payload, version, queue, priority, max_attempts, tags, group_key,
         limit_key, moment, declared, next_at
     ) values (
-        :name, :expression, :tz, :catch_up, :jitter, :task, cast(cast(:payload as text) as jsonb), :queue, :priority,
+        :name, :expression, :tz, :catch_up, :jitter, :task, cast(cast(:payload as text) as jsonb), :version, :queue,
+        :priority,
         :max_attempts, cast(cast(:tags as text) as jsonb), :group_key, :limit_key, :moment, false, :next_at
     )
     on conflict (name) do update set
         expression = excluded.expression, tz = excluded.tz, catch_up = excluded.catch_up, jitter = excluded.jitter,
-        task = excluded.task, payload = excluded.payload, queue = excluded.queue, priority = excluded.priority,
+        task = excluded.task, payload = excluded.payload, version = excluded.version, queue = excluded.queue,
+        priority = excluded.priority,
         max_attempts = excluded.max_attempts, tags = excluded.tags, group_key = excluded.group_key,
         limit_key = excluded.limit_key, moment = excluded.moment, declared = false, next_at = excluded.next_at
     """
@@ -175,7 +179,7 @@ async def fire(connection: AsyncSession | AsyncConnection, name: str) -> NewJob:
         group=row["group_key"],
         limit_key=row["limit_key"],
     )
-    [job] = await enqueue.add_many(connection, [NewJob(row["task"], row["payload"], options)])
+    [job] = await enqueue.add_many(connection, [NewJob(row["task"], row["payload"], options, version=row["version"])])
     return job
 
 
@@ -206,6 +210,7 @@ def values(schedule: Schedule) -> dict[str, Any]:
         "jitter": seconds(schedule.jitter),
         "task": schedule.job.task,
         "payload": schedule.job.payload,
+        "version": schedule.job.version,
         "queue": schedule.job.queue,
         "priority": options.priority,
         "max_attempts": options.max_attempts,

@@ -23,23 +23,23 @@ Habits that keep them right:
 ENQUEUE = """
 insert into outbox.live_job (
     id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked, limit_key,
-    limited, batch_id, followed
+    limited, batch_id, followed, version
 )
 select id, task, queue, payload::jsonb, priority,
        coalesce(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb, key,
        group_key, passable, case when follows then 'after' when group_key is not null then 'new' end, limit_key,
        task = any (array(select name from outbox.job_limit where scope = 'task'))
            or queue = any (array(select name from outbox.job_limit where scope = 'queue')),
-       batch_id, followed
+       batch_id, followed, version
 from unnest(
     cast(:id as uuid[]), cast(:task as text[]), cast(:queue as text[]), cast(:payload as text[]),
     cast(:priority as smallint[]), cast(:run_at as timestamptz[]), cast(:delay as double precision[]),
     cast(:max_attempts as smallint[]), cast(:tags as text[]), cast(:key as text[]),
     cast(:group as text[]), cast(:passable as boolean[]), cast(:limit_key as text[]),
-    cast(:batch as uuid[]), cast(:followed as boolean[]), cast(:follows as boolean[])
+    cast(:batch as uuid[]), cast(:followed as boolean[]), cast(:follows as boolean[]), cast(:version as smallint[])
 ) as job (
     id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable, limit_key,
-    batch_id, followed, follows
+    batch_id, followed, follows, version
 )
 where (select outbox.has_room(cast(:queue as text[])))
 """
@@ -59,7 +59,7 @@ order by task, key
 on conflict (task, key) where key is not null do update
 set queue = excluded.queue, payload = excluded.payload, priority = excluded.priority, run_at = excluded.run_at,
     max_attempts = excluded.max_attempts, tags = excluded.tags, limit_key = excluded.limit_key,
-    limited = excluded.limited
+    limited = excluded.limited, version = excluded.version
 where live_job.state = 'pending' and live_job.fence = 0
 returning id, task, key
 """
@@ -83,6 +83,9 @@ select job_id, after_id, position, anyway
 from unnest(cast(:job as uuid[]), cast(:after as uuid[]), cast(:position as smallint[]), cast(:anyway as boolean[]))
     as dependency (job_id, after_id, position, anyway)
 """
+
+# Secrets open for the id that they were sealed for. Of a job that has just been replaced it is known only now.
+RESEAL = "update outbox.live_job set payload = cast(:payload as jsonb) where id = :id"
 
 # Who has these keys?   Index: live_job_key.
 FIND_KEYS = """
@@ -141,8 +144,8 @@ where held.task = owner.task and held.key = owner.key
 # What is blocked or limited is not seen here. A last row without an id says "groups" where jobs wait to be let into
 # their groups (ADMIT), and "limits" where limited jobs wait for their turns (TURNS).
 #
-# The fence grows here and nowhere else. Only tasks that this worker knows ($4) are claimed; the others wait for one
-# that does.
+# The fence grows here and nowhere else. Only what this worker knows is claimed ($4: each task with the highest version
+# of its payload); the rest waits for one that does.
 CLAIM = """
 with taken as materialized (
     select candidate.id, candidate.lost >= $7 as suspect
@@ -159,7 +162,7 @@ with taken as materialized (
             from outbox.live_job live
             where live.state = 'pending' and live.blocked is null and not live.limited
               and live.queue = wanted.queue and live.priority = level.priority and live.run_at <= now()
-              and live.task = any ($4::text[]) and (live.lost < $7 or $8)
+              and live.version <= ($4::jsonb -> live.task)::smallint and (live.lost < $7 or $8)
             order by live.run_at, live.id
             limit wanted.slots
             for update skip locked
@@ -177,14 +180,14 @@ with taken as materialized (
     ))
     returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
               live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect, live.checkpoint::text,
-              live.group_key, live.followed or live.batch_id is not null as followed
+              live.group_key, live.version, live.followed or live.batch_id is not null as followed
 )
 select * from claimed
 union all
-select null, 'groups', null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'groups', null, null, null, null, null, null, null, null, null, null, null, null, null
 where exists (select from outbox.live_job where blocked = 'new' and run_at <= now())
 union all
-select null, 'limits', null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'limits', null, null, null, null, null, null, null, null, null, null, null, null, null
 where exists (
     select from unnest($1::text[]) as asked (queue)
     cross join lateral (
@@ -200,8 +203,8 @@ where exists (
 #
 # Whose turn is it? A turn is a task's, or a key's within it. In each queue ($1) that is not paused, with free slots
 # ($2), from the turn after the last one ($3, $4) around to it, at most $7 of them, each with the number of its jobs
-# that are due, up to the slots; of a task that the worker does not know ($5), none. From turn to turn it is one step in
-# the index, whatever lies between them.
+# that are due, up to the slots; of what the worker does not know ($5, as in CLAIM), none. From turn to turn it is one
+# step in the index, whatever lies between them.
 TURNS = """
 with recursive asked as materialized (
     select queue, slots, task, key
@@ -241,7 +244,8 @@ cross join lateral (
             select from outbox.live_job live
             where live.state = 'pending' and live.blocked is null and live.limited
               and live.queue = turn.queue and live.task = turn.task and live.limit_key = turn.key
-              and live.priority = level.priority and live.run_at <= now() and turn.task = any ($5::text[])
+              and live.priority = level.priority and live.run_at <= now()
+              and $5::jsonb ? turn.task and live.version <= ($5::jsonb -> turn.task)::smallint
             limit turn.slots
         ) due
         limit turn.slots
@@ -274,6 +278,7 @@ with taken as materialized (
             where live.state = 'pending' and live.blocked is null and live.limited
               and live.queue = turn.queue and live.task = turn.task and live.limit_key = turn.key
               and live.priority = level.priority and live.run_at <= now() and (live.lost < $8 or $9)
+              and live.version <= ($10::jsonb -> turn.task)::smallint
             order by live.run_at, live.id
             limit turn.share
             for update skip locked
@@ -291,7 +296,7 @@ where live.id = any (array(
 ))
 returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
           live.max_attempts, live.fence, live.created_at, live.lost >= $8 as suspect, live.checkpoint::text,
-          live.group_key, live.followed or live.batch_id is not null as followed, live.limit_key
+          live.group_key, live.version, live.followed or live.batch_id is not null as followed, live.limit_key
 """
 
 # Take tokens for the jobs that start. A bucket is the moment at which it will be full again.

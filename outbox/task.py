@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial, reduce
 from types import UnionType
 from typing import (
     Any,
@@ -19,24 +21,35 @@ from typing import (
     get_type_hints,
     overload,
 )
+from uuid import UUID
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from sqlalchemy import Text, bindparam, select
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from typing_extensions import TypedDict
 
-from outbox import enqueue, injection, payload
+from outbox import enqueue, injection, payload, secret
 from outbox.backoff import Retry
 from outbox.bounds import Bounds, Isolation
 from outbox.context import JobContext
 from outbox.enqueue import UnitOfWork
-from outbox.errors import DeclarationError, PayloadInvalid
+from outbox.errors import DeclarationError, JobNotFound, PayloadInvalid, ResultNotStored
 from outbox.limit import Limit, Rule, Scope
 from outbox.newjob import MAX_NAME, NewJob, OnConflict, Options, is_name
-from outbox.outcome import Cancel, Snooze
+from outbox.outcome import Cancel, Error, Snooze
 from outbox.schedule import CatchUp, Schedule
+from outbox.seal import Seal
+from outbox.secret import Keyring
+from outbox.table import job
+from outbox.version import Upcaster, Versions
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_RESULT = select(sql_cast(job.c.result, Text).label("result")).where(
+    job.c.id == bindparam("id"), job.c.task == bindparam("task")
+)
 
 Sessions = Callable[[], AsyncSession]
 """What makes a session; an ``async_sessionmaker`` is one."""
@@ -70,7 +83,9 @@ class Task(Generic[P, R]):
         options: Options,
         retry: Retry,
         bounds: Bounds,
+        version: int = 1,
         sessions: Sessions | None = None,
+        secrets: Keyring | None = None,
     ) -> None:
         functools.update_wrapper(self, handler)
         self.handler = handler
@@ -80,6 +95,7 @@ class Task(Generic[P, R]):
         self.bounds = bounds
         self.is_async = inspect.iscoroutinefunction(handler)
         self.defaults = options
+        self.versions = Versions(name, version)
         parameters, result = _analyse(name, handler)
         self._signature = parameters.signature
         self._adapter = parameters.adapter
@@ -95,6 +111,8 @@ class Task(Generic[P, R]):
             )
         self.resolver = injection.resolver(name, parameters.dependencies) if parameters.dependencies else None
         self.result = result
+        self._seal = _seal(name, "arguments", self._adapter, secrets)
+        self._result_seal = _seal(name, "result", result, secrets)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         return self.handler(*args, **kwargs)
@@ -158,15 +176,93 @@ class Task(Generic[P, R]):
         changes = {name: value for name, value in given.items() if value is not None}
         return Call(self, replace(self.defaults, **cast(Any, changes)))
 
-    def arguments(self, raw: str) -> dict[str, Any]:
+    @property
+    def version(self) -> int:
+        """The version of the payload that the handler takes."""
+        return self.versions.latest
+
+    def upcast(self, version: int) -> Callable[[Upcaster], Upcaster]:
+        """Declare the decorated function the way from the arguments of ``version`` to those of the next.
+
+        It is given the stored arguments as a dict, as JSON has them, may change it, and returns a dict. What it returns
+        must be JSON again. If it raises, the attempt fails, and is retried by the policy.
+
+        :raises DeclarationError: if the task has no later version, or the way is declared twice.
+        """
+
+        def declare(upcaster: Upcaster) -> Upcaster:
+            self.versions.add(version, upcaster)
+            return upcaster
+
+        return declare
+
+    def arguments(self, raw: str, version: int | None = None, id: UUID | None = None) -> dict[str, Any]:
         """The arguments for the handler from a stored payload. Keys that the handler does not know are left out.
 
-        :raises PayloadInvalid: if they do not fit the handler's signature (any more).
+        :param version: the payload's version; that of the task unless given.
+        :param id: the job's id, by which its secrets are opened.
+        :raises PayloadInvalid: if they do not fit the handler's signature (any more), or cannot be upcast or opened.
         """
+        is_old = version is not None and version != self.version
+        if is_old or self._seal is not None:
+            stored = payload.parse(self.name, raw)
+            if is_old:
+                stored = self._lifted(stored, cast(int, version))
+            if self._seal is not None:
+                stored = self._seal.open(stored, id)
+            raw = payload.dump(self.name, stored)
         try:
             return self._adapter.validate_json(raw)
         except ValidationError as exc:
-            raise _invalid(self.name, exc) from None
+            raise self._invalid(exc) from None
+        except Exception as exc:  # noqa: BLE001 - a validator is the user's own code
+            cause = exc if self._seal is None else None  # its message may repeat a secret
+            raise PayloadInvalid(self.name, "$", f"a validator raised {type(exc).__name__}") from cause
+
+    def encode_result(self, value: Any, id: UUID) -> tuple[str | None, Error | None]:
+        """What the handler of this job returned, as JSON text, its secrets sealed; never raises.
+
+        :return: see ``payload.encode_result``.
+        """
+        seal = self._result_seal
+        if seal is None or value is None or self.result is None:
+            return payload.encode_result(self.result, value)
+        try:
+            return payload.encode_sealed_result(seal.close(seal.document(self.result, value), id))
+        except BaseException as exc:  # noqa: BLE001 - a value's own serializer runs here, and may do anything
+            reason = f"{exc.path}: {exc.reason}" if isinstance(exc, PayloadInvalid) else type(exc).__name__
+            return None, payload.describe(
+                ResultNotStored(f"the result, {type(value).__name__}, cannot be stored: {reason}")
+            )
+
+    async def result_of(self, connection: AsyncSession | AsyncConnection, id: UUID) -> R | None:
+        """The result of a job of this task, as its handler returned it: checked, and with its secrets in clear.
+
+        :return: None if the job has none, or none yet.
+        :raises JobNotFound: if this task has no such job.
+        :raises PayloadInvalid: if the result does not fit the return annotation any more, or does not open.
+        """
+        row = (await connection.execute(_RESULT, {"id": id, "task": self.name})).first()
+        if row is None:
+            raise JobNotFound(id)
+        if row.result is None or self.result is None:
+            return cast(R | None, payload.read(row.result))
+        raw = row.result
+        if self._result_seal is not None:
+            raw = json.dumps(self._result_seal.open(json.loads(raw), id))
+        try:
+            return cast(R, self.result.validate_json(raw))
+        except ValidationError as exc:
+            raise self._invalid(exc) from None
+
+    def secrets(self, arguments: dict[str, Any]) -> Sequence[Any]:
+        """The secrets among the arguments."""
+        return () if self._seal is None else tuple(payload.secrets(arguments))
+
+    def describe(self, exception: BaseException, secrets: Sequence[Any] = ()) -> Error:
+        """An exception as text that can be stored, with masks where it says one of these secrets."""
+        error = payload.describe(exception)
+        return error if self._seal is None else payload.scrub(error, secrets)
 
     def _new_job(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NewJob:
         try:
@@ -176,8 +272,30 @@ class Task(Generic[P, R]):
         try:
             arguments = self._adapter.validate_python(bound)
         except ValidationError as exc:
-            raise _invalid(self.name, exc) from None
-        return NewJob(self.name, payload.encode_arguments(self.name, self._adapter, arguments), options)
+            raise self._invalid(exc) from None
+        if self._seal is None:
+            encoded = payload.encode_arguments(self.name, self._adapter, arguments)
+            return NewJob(self.name, encoded, options, version=self.version)
+        payload.refuse(self.name, arguments)
+        write = partial(_sealed, self._seal, self._seal.document(self._adapter, arguments))
+        return NewJob(self.name, write, options, version=self.version)
+
+    def _lifted(self, stored: dict[str, Any], version: int) -> dict[str, Any]:
+        try:
+            lifted: dict[str, Any] = self.versions.lift(stored, version)
+        except PayloadInvalid as exc:
+            if self._seal is not None:
+                exc.__cause__ = None  # what has become a secret since then may stand in clear in its message
+            raise
+        return lifted
+
+    def _invalid(self, exc: ValidationError) -> PayloadInvalid:
+        first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = reduce(payload.child, first["loc"], "$")
+        rule = first["type"].replace("_", " ")
+        # A message may be the user's own and repeat the value; of a task with secrets only the rule is named.
+        reason = first["msg"] if self._seal is None and self._result_seal is None else rule
+        return PayloadInvalid(self.name, payload.safe_text(path, 500), payload.safe_text(reason, 500), rule)
 
 
 class Call(Generic[P, R]):
@@ -215,10 +333,12 @@ class Outbox:
 
     :param sessions: makes the sessions of handlers that ask for an ``AsyncSession`` (see ``completion``), on the
         database that the worker works on; an ``async_sessionmaker``, say.
+    :param secrets: the keys with which secrets are encrypted (see ``secret``).
     """
 
-    def __init__(self, *, sessions: Sessions | None = None) -> None:
+    def __init__(self, *, sessions: Sessions | None = None, secrets: Keyring | None = None) -> None:
         self._sessions = sessions
+        self._secrets = secrets
         self._tasks: dict[str, Task[..., Any]] = {}
         self._limits: list[Rule] = []
         self._schedules: dict[str, Schedule] = {}
@@ -249,6 +369,7 @@ class Outbox:
         tags: Sequence[str] = (),
         limit: Limit | None = None,
         limit_per_key: Limit | None = None,
+        version: int = 1,
     ) -> Declare:
         """Declare the decorated function a task: ``async def`` runs on the event loop, ``def`` in a thread.
 
@@ -265,7 +386,10 @@ class Outbox:
         :param tags: strings that every job of it carries.
         :param limit: how many of its jobs run at once, or start in a time, in all workers together.
         :param limit_per_key: the same for the jobs of each ``limit_key`` apart.
-        :raises DeclarationError: if the name is taken, or the function's signature cannot be a payload.
+        :param version: of its payload: raise it when the arguments change, and say with ``Task.upcast`` how older ones
+            become the new. 1 to 32,767.
+        :raises DeclarationError: if the name is taken, the function's signature cannot be a payload, or it has
+            secrets and there are no keys for them.
         """
         policy = Retry(max_attempts=retry) if isinstance(retry, int) else retry
         bounds = Bounds(_seconds(timeout), _seconds(soft_timeout), isolation, memory_limit)
@@ -282,7 +406,14 @@ class Outbox:
             if chosen in self._tasks:
                 raise DeclarationError(f"task {chosen!r} is declared twice; give one of them another name=")
             task: Task[..., Any] = Task(
-                handler, name=chosen, options=options, retry=policy, bounds=bounds, sessions=self._sessions
+                handler,
+                name=chosen,
+                options=options,
+                retry=policy,
+                bounds=bounds,
+                version=version,
+                sessions=self._sessions,
+                secrets=self._secrets,
             )
             self._tasks[chosen] = task
             self._limits += _rules("task", chosen, limit, limit_per_key)
@@ -347,6 +478,14 @@ class Outbox:
         if any((rule.scope, rule.name) == ("queue", name) for rule in self._limits):
             raise DeclarationError(f"queue {name!r}: its limits are declared twice; say both in one call")
         self._limits += _rules("queue", name, limit, per_key)
+
+    def verify(self) -> None:
+        """Check what cannot be known before all is declared: that every older payload version has its upcaster.
+
+        :raises DeclarationError: if one is missing.
+        """
+        for task in self:
+            task.versions.verify()
 
     @property
     def spoken_for(self) -> set[tuple[Scope, str]]:
@@ -449,7 +588,16 @@ def _result_adapter(name: str, annotation: Any) -> TypeAdapter[Any] | None:
         raise DeclarationError(f"task {name!r}: its return type cannot be stored as JSON: {exc}") from exc
 
 
-def _invalid(task: str, exc: ValidationError) -> PayloadInvalid:
-    first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
-    return PayloadInvalid(task, payload.safe_text(path, 500), payload.safe_text(first["msg"], 500))
+def _seal(name: str, part: str, adapter: TypeAdapter[Any] | None, keys: Keyring | None) -> Seal | None:
+    if adapter is None or not secret.mentions(adapter.core_schema):
+        return None
+    if keys is None:
+        raise DeclarationError(
+            f"task {name!r}: a secret is among its {part}; say with what to encrypt it: "
+            "Outbox(secrets=Keyring({'2026-11': key}, current='2026-11'))"
+        )
+    return Seal(name, part, keys)
+
+
+def _sealed(seal: Seal, document: Any, id: UUID) -> str:
+    return payload.encode_sealed(seal.task, seal.close(document, id))

@@ -55,7 +55,7 @@ class Turns:
         self,
         link: Link,
         wanted: Mapping[str, int],
-        tasks: Sequence[str],
+        known: str,
         worker_id: UUID,
         lease: float,
         *,
@@ -63,10 +63,10 @@ class Turns:
         suspect_from: int,
         suspect: bool,
     ) -> list[asyncpg.Record]:
-        """Claim limited jobs; the arguments are those of ``claim.take``."""
+        """Claim limited jobs; the arguments are those of ``claim.take``, ``known`` those of ``sql.CLAIM``."""
         self.again = None
         async with link.transaction():
-            turns = await self._look(link, wanted, tasks, levels)
+            turns = await self._look(link, wanted, known, levels)
             room, rated = await self._rooms(link, turns) if any(turn.due for turn in turns) else ({}, set())
             shares = share(turns, wanted, room)
             self._move_on(turns, wanted, shares)
@@ -83,13 +83,12 @@ class Turns:
                 lease,
                 suspect_from,
                 suspect,
+                known,
             )
             await _spend(link, rows, rated)
         return rows
 
-    async def _look(
-        self, link: Link, wanted: Mapping[str, int], tasks: Sequence[str], levels: Sequence[int]
-    ) -> list[Turn]:
+    async def _look(self, link: Link, wanted: Mapping[str, int], known: str, levels: Sequence[int]) -> list[Turn]:
         last = [self._last.get(queue, Turn(queue, "", "")) for queue in wanted]
         rows = await link.fetch(
             sql.TURNS,
@@ -97,7 +96,7 @@ class Turns:
             list(wanted.values()),
             [turn.task for turn in last],
             [turn.key for turn in last],
-            list(tasks),
+            known,
             list(levels),
             CIRCLE,
         )

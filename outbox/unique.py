@@ -19,6 +19,7 @@ TRIES = 20
 
 _ENQUEUE_UNIQUE = text(sql.ENQUEUE_UNIQUE)
 _ENQUEUE_OR_REPLACE = text(sql.ENQUEUE_OR_REPLACE)
+_RESEAL = text(sql.RESEAL)
 _FIND_KEYS = text(sql.FIND_KEYS)
 _FIND_HELD_KEYS = text(sql.FIND_HELD_KEYS)
 _HOLD_KEYS = text(sql.HOLD_KEYS)
@@ -52,7 +53,7 @@ def _leaders(jobs: Iterable[NewJob]) -> dict[Key, NewJob]:
     for job in jobs:
         leader = leaders.setdefault(_key(job), job)
         if leader is not job and job.options.on_conflict == "replace":
-            leader.payload, leader.options, leader.queue = job.payload, job.options, job.queue
+            leader.takes_on(job)
     return leaders
 
 
@@ -85,8 +86,11 @@ def _insert(connection: Connection, jobs: dict[Key, NewJob]) -> dict[Key, object
         if replacing:
             for row in connection.execute(_ENQUEUE_OR_REPLACE, columns(replacing)):
                 written.add((row.task, row.key))
-                if jobs[row.task, row.key].id != row.id:
+                job = jobs[row.task, row.key]
+                if job.id != row.id:
                     existing[row.task, row.key] = row.id
+                    if job.is_sealed:
+                        connection.execute(_RESEAL, {"id": row.id, "payload": job.payload_for(row.id)})
         jobs = {key: job for key, job in jobs.items() if key not in written}
         if not jobs:
             return existing

@@ -53,7 +53,9 @@ class Worker:
         self._outbox = outbox
         self._url = url
         self._settings = settings or WorkerSettings()
+        outbox.verify()
         self._tasks = {task.name: task.retry.max_attempts for task in outbox}
+        self._versions = {task.name: task.version for task in outbox}
         self._held: dict[object, Claim] = {}
         self._stop_asked = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -190,6 +192,7 @@ class Worker:
                     suspect=not self._runner.holds_suspect,
                     free=self._runner.free(),
                     turns=turns,
+                    versions=self._versions,
                 )
             except FAILURES as exc:
                 await link.pause(exc)

@@ -1,8 +1,10 @@
 """What the documentation shows is what runs."""
 
 import asyncio
+import base64
 import importlib
 import importlib.util
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,11 +13,13 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from outbox import Job, State, WorkerSettings, status
+from outbox import Job, Outbox, State, WorkerSettings, check, status
 from outbox.fastapi import TaskAdder
 from outbox.worker import Worker
+from tests.factories import plant
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[1]
@@ -37,14 +41,14 @@ def test_the_pages_show_the_example_files_to_the_letter() -> None:
     pages = "".join(page.read_text() for page in PAGES)
     shown = re.findall(r"<!-- (docs/examples/\w+\.py) -->\n```python\n(.*?)```", pages, re.DOTALL)
     assert sorted(ROOT / path for path, _ in shown) == EXAMPLES
-    for path, text in shown:
-        assert (ROOT / path).read_text().partition('"""\n\n')[2] == text, path
+    for path, code in shown:
+        assert (ROOT / path).read_text().partition('"""\n\n')[2] == code, path
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
 def test_the_pages_show_no_python_but_that_of_examples(page: Path) -> None:
-    text = page.read_text()
-    assert text.count("```python") == len(re.findall(r"<!-- docs/examples/\w+\.py -->\n```python\n", text))
+    shown = page.read_text()
+    assert shown.count("```python") == len(re.findall(r"<!-- docs/examples/\w+\.py -->\n```python\n", shown))
 
 
 async def test_the_one_line_change_from_background_tasks_runs_the_job_once_the_request_has_committed(
@@ -104,3 +108,53 @@ async def test_a_handler_in_a_child_process_runs_within_its_limits(
     worker.stop()
     assert await working
     assert (found and found.result) == "3 pages"
+
+
+async def test_the_secrets_of_the_page_run_and_are_not_readable(
+    sessions: async_sessionmaker[AsyncSession], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_SECRET_2026_11", base64.b64encode(os.urandom(32)).decode())
+    example = load(ROOT / "docs" / "examples" / "secrets.py")
+    async with sessions.begin() as session:
+        job = example.send_login_link.enqueue(session, "ada@example.com", "canary")
+        await session.flush()
+        stored = await session.scalar(text("select payload::text from outbox.live_job"))
+    assert "canary" not in stored
+    assert '"key": "2026-11"' in stored
+    [ended] = await worked(example.outbox, sessions, database_url, ["mail"], job.id)
+    assert ended.result == "37 characters sent to ada@example.com"
+    assert ended.payload == {"email": "ada@example.com", "token": "**********"}
+
+
+async def test_the_versions_of_the_page_are_all_run_and_pass_the_check(
+    sessions: async_sessionmaker[AsyncSession], engine: AsyncEngine, database_url: str
+) -> None:
+    example = load(ROOT / "docs" / "examples" / "versions.py")
+    old = [{"order": 7, "email": "ada"}, {"order": 7, "to": "ada"}, {"order": 7, "to": ["ada", "bob"]}]
+    ids = [await plant(engine, task="send_receipt", version=n, payload=each) for n, each in enumerate(old, start=1)]
+    assert (await check.check(example.outbox, database_url)).problems == []
+    jobs = await worked(example.outbox, sessions, database_url, ["default"], *ids)
+    assert [job.result for job in jobs] == [
+        "receipt 7 sent to ada",
+        "receipt 7 sent to ada",
+        "receipt 7 sent to ada and bob",
+    ]
+
+
+async def worked(
+    outbox: Outbox, sessions: async_sessionmaker[AsyncSession], url: str, queues: list[str], *ids: UUID
+) -> list[Job]:
+    """The jobs after a worker has run them."""
+
+    async def ended() -> list[Job]:
+        async with sessions() as session:
+            jobs = [await status.get(session, id) for id in ids]
+        done = [job for job in jobs if job is not None and job.done]
+        return done if len(done) == len(ids) else []
+
+    worker = Worker(outbox, url, WorkerSettings(queues=dict.fromkeys(queues, 2)))
+    working = asyncio.create_task(worker.run())
+    jobs = await eventually(ended)
+    worker.stop()
+    assert await working
+    return jobs

@@ -111,18 +111,19 @@ UP = (
     """
     create function outbox.call_back(batch outbox.batch) returns void language sql as $$
         insert into outbox.live_job (
-            id, task, queue, payload, priority, max_attempts, tags, group_key, blocked, limit_key, limited
+            id, task, queue, payload, version, priority, max_attempts, tags, group_key, blocked, limit_key, limited
         )
         select call.id, call.task, call.queue,
                call.payload || jsonb_build_object(call.argument, jsonb_build_object(
                    'id', (batch).id, 'name', (batch).name, 'total', (batch).total, 'succeeded', (batch).succeeded,
                    'failed', (batch).failed, 'cancelled', (batch).cancelled)),
-               call.priority, call.max_attempts, call.tags, call.group_key,
+               call.version, call.priority, call.max_attempts, call.tags, call.group_key,
                case when call.group_key is not null then 'new' end, call.limit_key,
                call.task = any (array(select name from outbox.job_limit where scope = 'task'))
                    or call.queue = any (array(select name from outbox.job_limit where scope = 'queue'))
         from jsonb_to_recordset((batch).callbacks) as call (
-            outcome text, id uuid, task text, queue text, payload jsonb, argument text, priority smallint,
+            outcome text, id uuid, task text, queue text, payload jsonb, version smallint, argument text,
+            priority smallint,
             max_attempts smallint, tags jsonb, group_key text, limit_key text
         )
         where call.outcome = 'complete'

@@ -151,7 +151,7 @@ async def test_a_claim_does_not_wait_for_an_uncommitted_one(
     engine: AsyncEngine, link: Link, db: asyncpg.Connection
 ) -> None:
     await plant_many(engine, 20)
-    arguments = (["default"], [8], list(PRIORITIES), ["noop"], uuid4(), LEASE, MAX_LOST - 1, True)
+    arguments = (["default"], [8], list(PRIORITIES), '{"noop": 1}', uuid4(), LEASE, MAX_LOST - 1, True)
     async with db.transaction():
         first = {row["id"] for row in await db.fetch(sql.CLAIM, *arguments)}
         second = {each.id for each in await take(link, default=8)}
@@ -198,7 +198,16 @@ async def test_no_more_than_the_limit_is_claimed_under_any_plan(
         group by queue, priority order by queue, priority
         """
     )
-    arguments = (["default", "mail"], [25, 2], list(PRIORITIES), ["noop"], factories.WORKER, LEASE, MAX_LOST - 1, True)
+    arguments = (
+        ["default", "mail"],
+        [25, 2],
+        list(PRIORITIES),
+        '{"noop": 1}',
+        factories.WORKER,
+        LEASE,
+        MAX_LOST - 1,
+        True,
+    )
     for choice in itertools.product(("on", "off"), repeat=len(SWITCHES)):
         settings = dict(zip(SWITCHES, choice, strict=True))
         transaction = db.transaction()

@@ -8,12 +8,14 @@ from typing import Any
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from outbox import INJECTED, Job, JobContext, Limit, Outbox, Retry, limit, maintenance, schedule, ticks
 from outbox.connection import Link
 from outbox.errors import DeclarationError, ScheduleNotFound
 from outbox.schedule import CatchUp, Schedule, Scheduled
+from outbox.secret import Keyring
 from tests import factories
 from tests.database.workers import drained, working
 from tests.waiting import eventually
@@ -237,6 +239,30 @@ async def test_each_job_learns_which_moment_it_stands_for(
     assert sorted(seen) == [
         row["nominal"] for row in await db.fetch("select nominal from outbox.tick order by nominal")
     ]
+
+
+async def test_its_jobs_have_the_version_of_their_arguments(
+    engine: AsyncEngine, sessions: Sessions, link: Link, db: asyncpg.Connection
+) -> None:
+    shop = Outbox()
+    shop.task(name="noop", version=2)(noop.handler).upcast(1)(lambda arguments: arguments)
+    shop.cron("* * * * *")(shop["noop"])
+    await start(link, shop)
+    await passed(db, 1)
+    await fire(link)
+    async with sessions.begin() as session:
+        await schedule.fire(session, "noop")
+    assert [job.version for job in await jobs(engine)] == [2, 2]
+
+
+def test_it_keeps_no_secrets() -> None:
+    shop = Outbox(secrets=Keyring({"k": b"x" * 32}, current="k"))
+
+    @shop.task()
+    async def step(token: SecretStr) -> None: ...
+
+    with pytest.raises(ValueError, match="secrets"):
+        every_minute(job=step.job(SecretStr("t")))
 
 
 async def test_its_jobs_have_the_options_of_its_own(

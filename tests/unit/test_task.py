@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from outbox import INJECTED, Depends, JobContext, Outbox, Retry, Snooze, Task
@@ -136,6 +136,15 @@ def test_a_stored_payload_that_does_not_fit_is_refused_and_nothing_else(outbox: 
 
     with pytest.raises(PayloadInvalid):
         send.arguments(raw)
+
+
+def test_a_validator_that_crashes_spoils_its_own_job(outbox: Outbox) -> None:
+    @outbox.task()
+    async def send(n: Annotated[int, AfterValidator([].__getitem__)]) -> None: ...
+
+    with pytest.raises(PayloadInvalid, match=r"\$: a validator raised IndexError") as caught:
+        send.arguments('{"n": 1}')
+    assert isinstance(caught.value.__cause__, IndexError)
 
 
 def test_the_rules_of_pydantic_hold(outbox: Outbox) -> None:
