@@ -1,6 +1,11 @@
-"""Ask for jobs and steer them: the library's router, in this service's unit of work and with its errors."""
+"""Ask for jobs and schedules and steer them: the library's routers, in this service's unit of work."""
+
+from fastapi import APIRouter
 
 from api.database import get_session
-from outbox.fastapi import status_router
+from api.handlers import outbox
+from outbox.fastapi import schedules_router, status_router
 
-router = status_router(session=get_session)
+router = APIRouter()
+router.include_router(status_router(session=get_session))
+router.include_router(schedules_router(session=get_session, outbox=outbox))

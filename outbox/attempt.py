@@ -9,9 +9,10 @@ from typing import Any
 
 from outbox import completion
 from outbox.context import Claim, JobContext, Stop
-from outbox.errors import AttemptTimeout, PayloadInvalid, UnexpectedCancel
+from outbox.errors import AttemptTimeout, PayloadInvalid, SoftTimeout, UnexpectedCancel
 from outbox.job import State
 from outbox.outcome import RELEASED, Cancel, Finished, Outcome, Snooze, judge
+from outbox.softlimit import softly
 from outbox.task import Task
 
 
@@ -21,7 +22,7 @@ async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
     :param threads: where handlers that are plain functions run.
     """
     if claim.stop is not None:  # told to stop before it began
-        return _ended_by(task, claim, asyncio.CancelledError())
+        return ended_by(task, claim, asyncio.CancelledError())
     try:
         arguments = task.arguments(claim.payload, claim.version, claim.id)
         claim.secrets = task.secrets(arguments)
@@ -33,7 +34,7 @@ async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
     try:
         value = await _limited(task, claim, arguments, threads)
     except BaseException as exc:  # noqa: BLE001 - SystemExit, too, is a handler's failure and not the worker's
-        return _ended_by(task, claim, exc)
+        return ended_by(task, claim, exc)
     if isinstance(value, Finished):
         return value
     if isinstance(value, Snooze | Cancel):
@@ -51,7 +52,10 @@ async def _limited(task: Task[..., Any], claim: Claim, arguments: dict[str, Any]
     limit = asyncio.timeout(task.timeout)
     try:
         async with limit:
-            return await _resolved(task, call, arguments)
+            running = _resolved(task, call, arguments)
+            if task.bounds.soft_timeout is None:
+                return await running
+            return await softly(running, task.bounds.soft_timeout, lambda: not claim.settling)
     except TimeoutError:
         if not limit.expired():
             raise
@@ -105,16 +109,19 @@ def _time_out(claim: Claim) -> None:
     claim.stop = claim.stop or Stop.TIMEOUT
 
 
-def _ended_by(task: Task[..., Any], claim: Claim, exception: BaseException) -> Outcome:
+def ended_by(task: Task[..., Any], claim: Claim, exception: BaseException) -> Outcome:
+    """What follows from an attempt that did not return: why it was told to stop counts, if it was."""
     match claim.stop:
         case Stop.CANCELLED:
             return Finished(State.CANCELLED)
         case Stop.SHUTDOWN | Stop.LEASE_LOST:
             return RELEASED
-    if isinstance(exception, asyncio.CancelledError):
-        unexpected = UnexpectedCancel("the handler raised CancelledError, but nobody had cancelled it")
-        unexpected.__cause__ = exception
-        return _judged(task, claim, unexpected)
+    # Both with the place where it was: what takes so long, or who cancels, is what people ask.
+    if isinstance(exception, SoftTimeout):
+        exception = AttemptTimeout(str(exception)).with_traceback(exception.__traceback__)
+    elif isinstance(exception, asyncio.CancelledError):
+        said = "the handler raised CancelledError, but nobody had cancelled it"
+        exception = UnexpectedCancel(said).with_traceback(exception.__traceback__)
     return _judged(task, claim, exception)
 
 

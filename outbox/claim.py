@@ -56,14 +56,14 @@ async def take(
     rows = await link.fetch(sql.CLAIM, list(wanted), list(wanted.values()), *rest, suspect)
     waiting = {row["task"] for row in rows if row["id"] is None}
     rows = [row for row in rows if row["id"] is not None]
-    if "groups" in waiting and (await link.fetch(sql.ADMIT, ADMITTED))[0]["opened"] and (still := _left(wanted, rows)):
-        may = suspect and not _have_suspect(rows)
-        more = await link.fetch(sql.CLAIM, list(still), list(still.values()), *rest, may)
-        rows += [row for row in more if row["id"] is not None]
     if turns is not None:
         turns.again = None
-        still = _left(wanted if free is None else free, rows)
-        if "limits" in waiting and still:
+    try:
+        if "groups" in waiting and await _admit(link) and (still := _left(wanted, rows)):
+            may = suspect and not _have_suspect(rows)
+            more = await link.fetch(sql.CLAIM, list(still), list(still.values()), *rest, may)
+            rows += [row for row in more if row["id"] is not None]
+        if "limits" in waiting and turns is not None and (still := _left(free or wanted, rows)):
             rows += await turns.take(
                 link,
                 still,
@@ -74,6 +74,10 @@ async def take(
                 suspect_from=MAX_LOST - 1,
                 suspect=suspect and not _have_suspect(rows),
             )
+    except FAILURES:
+        if not rows:
+            raise
+        # What has been claimed must run all the same; the next claim meets with the failure again, or it is over.
     claims = [
         Claim(
             id=row["id"],
@@ -92,11 +96,18 @@ async def take(
             checkpoint=row["checkpoint"],
             group=row["group_key"],
             limited="limit_key" in row,
+            followed=row["followed"],
         )
         for row in rows
     ]
     claims.sort(key=_order)
     return claims
+
+
+async def _admit(link: Link) -> bool:
+    """Let jobs into their groups; whether one of them may be claimed now."""
+    rows = await link.fetch(sql.ADMIT, ADMITTED)
+    return bool(rows[0]["opened"])
 
 
 def _left(wanted: Mapping[str, int], rows: Sequence[asyncpg.Record]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from outbox import check as checking
-from outbox import connection
+from outbox import connection, events
 from outbox import migrate as migration
 from outbox.errors import OutboxError
 from outbox.settings import WorkerSettings
@@ -62,6 +62,9 @@ def worker(
     retention_days: Annotated[
         int, typer.Option(envvar="OUTBOX_RETENTION_DAYS", help="days that finished jobs are kept")
     ] = 14,
+    max_jobs_per_child: Annotated[
+        int, typer.Option(envvar="OUTBOX_MAX_JOBS_PER_CHILD", help="jobs a child process runs before it is replaced")
+    ] = 100,
     wake_up: Annotated[
         bool, typer.Option(envvar="OUTBOX_WAKE_UP", help="listen for hints; not through a pooler")
     ] = True,
@@ -71,7 +74,7 @@ def worker(
 
     Exit status: 0 stopped in good order; 75 handlers were left behind, their jobs handed back; 78 misconfigured.
     """
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s %(message)s")
+    logging.basicConfig(level=log_level.upper(), format=events.FORMAT)
     try:
         settings = WorkerSettings(
             queues=dict(map(_slots, queue)),
@@ -79,6 +82,7 @@ def worker(
             grace=grace,
             prefetch=prefetch,
             retention_days=retention_days,
+            max_jobs_per_child=max_jobs_per_child,
             wake_up=wake_up,
         )
         code = 0 if _run(_serve(Worker(load(target), database_url, settings))) else EXIT_FORCED

@@ -68,12 +68,25 @@ class Link:
     Used by one coroutine at a time.
 
     :param name: shown to the database's administrator as ``application_name``.
+    :param timeout: seconds that any statement may take, if not as the settings say.
+    :param lock_timeout: seconds that a statement may wait for a lock; unlimited unless given.
     """
 
-    def __init__(self, url: str, settings: WorkerSettings, name: str, *, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: WorkerSettings,
+        name: str,
+        *,
+        timeout: float | None = None,
+        lock_timeout: float | None = None,
+    ) -> None:
         self._dsn = dsn(url)
         self._timeout = timeout or settings.statement_timeout
         self._name = name
+        self._server = {**PLANNER, **_SERVER, "application_name": name}
+        if lock_timeout is not None:
+            self._server["lock_timeout"] = f"{lock_timeout:g}s"
         self._connection: asyncpg.Connection | None = None
         self._lost_at: float | None = None
         self._told_at = 0.0
@@ -86,7 +99,7 @@ class Link:
                 self._dsn,
                 timeout=self._timeout,
                 command_timeout=self._timeout,
-                server_settings={**PLANNER, **_SERVER, "application_name": self._name},
+                server_settings=self._server,
             )
         return self._connection
 

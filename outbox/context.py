@@ -13,6 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from outbox import payload, sql
 from outbox.errors import LeaseLost
 
+_RESULTS = text(
+    """
+    select (select result::text from outbox.finished_job job where job.id = after_id) as result
+    from outbox.dependency where job_id = :id order by position
+    """
+)
 _KEEP_HERE = text(sql.KEEP_HERE)
 
 
@@ -51,6 +57,7 @@ class Claim:
     version: int = 1
     group: str | None = None
     limited: bool = False
+    followed: bool = False
     checkpoint: str | None = None
     progress: str | None = None
     kept: str | None = None
@@ -58,6 +65,11 @@ class Claim:
     secrets: Sequence[Any] = ()
     stop: Stop | None = None
     settling: bool = False
+
+    @property
+    def lets_others_run(self) -> bool:
+        """Whether jobs may be waiting for this one to end."""
+        return self.group is not None or self.limited or self.followed
 
 
 class JobContext:
@@ -123,7 +135,7 @@ class JobContext:
         """Whether the handler should end soon: a cancel, a shutdown whose grace is over, a timeout, or a lost lease.
 
         An ``async`` handler is cancelled by exception; a handler in a thread must look here. What a thread returns
-        after it was told to stop is thrown away: it may have ended early.
+        after it was told to stop is thrown away: it may have ended early. A handler in a child process is killed.
         """
         return self._claim.stop is not None
 
@@ -156,6 +168,13 @@ class JobContext:
         values = {"id": self._claim.id, "fence": self._claim.fence, "checkpoint": encoded}
         if not (await session.execute(_KEEP_HERE, values)).scalar():
             raise LeaseLost("the job is no longer this worker's; roll back")
+
+    async def results(self, session: AsyncSession | AsyncConnection) -> list[Any]:
+        """The results of the jobs that this one comes after, in the order in which ``after=`` names them.
+
+        None for one that has not succeeded, and for one that retention has dropped.
+        """
+        return [payload.read(row.result) for row in await session.execute(_RESULTS, {"id": self._claim.id})]
 
     def progress(self, done: int, total: int | None = None, message: str | None = None) -> None:
         """Say how far the job is. Cheap and without I/O: the worker writes the latest word about once a second."""

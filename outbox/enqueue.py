@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction, registry
 
-from outbox import sql, unique, wakeup
+from outbox import flow, sql, unique, wakeup
 from outbox.errors import EnqueueFailed, JobExists
 from outbox.newjob import NewJob, columns
 from outbox.table import live_job
@@ -66,6 +66,7 @@ def refuse_autocommit(connection: Connection) -> None:
 
 def _write(connection: Connection, jobs: list[NewJob]) -> None:
     refuse_autocommit(connection)
+    flow.write(connection, jobs)
     keyed = [job for job in jobs if job.options.key is not None]
     rejected = unique.write(connection, keyed) if keyed else []
     plain = [job for job in jobs if job.options.key is None] if keyed else jobs

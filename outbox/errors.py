@@ -7,16 +7,25 @@ OutboxError
 ├── JobExists             the key of a job that was to be rejected then is taken; the transaction is as good as before
 ├── JobNotFound           no job has this id
 ├── IllegalTransition     the job is in a state from which the asked move is not legal
+├── BatchNotFound         no batch has this id
+├── ScheduleNotFound      no schedule has this name
 ├── KeyTaken              the job cannot be requeued, for another one has its key
 ├── SchemaMismatch        the database's ``outbox`` schema is not one this release can work with
 └── AttemptError          how an attempt can fail without the handler's own exception
     ├── AttemptTimeout    the handler ran longer than its time limit
+    ├── ChildDied         the process that ran the handler ended under it
     ├── UnexpectedCancel  the handler raised CancelledError although nobody had cancelled it
     ├── LeaseLost         the job was no longer this worker's when its handler's transaction was to commit
     ├── CommitRefused     the handler committed the session that the worker commits
     └── ResultNotStored   the handler succeeded, its return value could not be stored
+
+Raised in a handler, and no error:
+
+CancelledError
+└── SoftTimeout           the handler's soft time limit is over: clean up and end
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -87,6 +96,22 @@ class IllegalTransition(OutboxError):
         super().__init__(f"cannot {verb} job {id}: it is {self.state}, which must be one of {', '.join(self.allowed)}")
 
 
+class BatchNotFound(OutboxError):
+    """No batch has this id: it never existed, was rolled back, or retention has dropped it."""
+
+    def __init__(self, id: UUID) -> None:
+        super().__init__(f"no batch {id}")
+        self.id = id
+
+
+class ScheduleNotFound(OutboxError):
+    """No schedule has this name: it never existed, or was deleted."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no schedule {name!r}")
+        self.name = name
+
+
 class KeyTaken(OutboxError):
     """The job cannot be requeued: a live job of the same task has its key."""
 
@@ -109,6 +134,10 @@ class AttemptTimeout(AttemptError):
     """The handler ran longer than the time limit of its task."""
 
 
+class ChildDied(AttemptError):
+    """The child process that ran the handler ended under it, or never began; the message says by which signal."""
+
+
 class UnexpectedCancel(AttemptError):
     """The handler raised ``CancelledError`` although neither a person nor a shutdown had cancelled it."""
 
@@ -123,3 +152,10 @@ class CommitRefused(AttemptError):
 
 class ResultNotStored(AttemptError):
     """The handler succeeded, but its return value could not be stored; the job counts as succeeded."""
+
+
+class SoftTimeout(asyncio.CancelledError):
+    """Raised in a handler whose soft time limit is over: clean up, and end before ``timeout`` ends you.
+
+    No ``Exception``, so that ``except Exception`` around one item of many does not swallow it.
+    """

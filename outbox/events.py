@@ -12,6 +12,7 @@
     settle_failed       job_id, task, error         Postgres refused an outcome; it was written without its texts
     database_lost       link, error                 said when it begins and while it lasts; the worker goes on
     database_back       link, seconds
+    schedule_invalid    schedule, error             it cannot be read; others fire all the same
     partitions_changed  created, dropped
     partition_busy      statement                   (debug) a lock was not free; tried again later
     loop_blocked        seconds                     a handler held the event loop; nothing else ran meanwhile
@@ -24,6 +25,9 @@ It configures no logging: that is the application's.
 
 import logging
 from typing import Any
+
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
+"""How the library's own programs write a line; yours may write it in any way."""
 
 log = logging.getLogger("outbox")
 

@@ -11,8 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import asyncpg
+
 from outbox import claim as claims
-from outbox import events, maintenance, sql
+from outbox import events, maintenance, sql, ticks
 from outbox.claim import Settlement
 from outbox.connection import FAILURES, Link
 from outbox.context import Claim
@@ -24,16 +26,25 @@ TELL = 1.0
 KEEP_PARTITIONS = 600.0
 MEND_GROUPS = 60.0
 
+BUSY = 0.02
+"""Seconds until the next look when a schedule is due and somebody else has it."""
+
+FIRE = 5.0
+"""Seconds at most between two looks for schedules that are due; one that is made or resumed is so late at first."""
+
 LAST_WORDS = 5.0
 """Seconds at most to hand jobs back when the worker has to be left."""
 
 
 @dataclass(slots=True)
 class _Duty:
-    """Something done again and again; ``every`` seconds, from a start that differs between workers."""
+    """Something done again and again: ``every`` seconds, or after those that ``perform`` answers.
+
+    The start differs between workers.
+    """
 
     every: float
-    perform: Callable[[], Awaitable[object]]
+    perform: Callable[[], Awaitable[float | None]]
     due: float
 
 
@@ -41,8 +52,10 @@ class Heartbeat:
     """Runs beside the worker from ``start`` to ``stop``.
 
     :param held: every claim of the worker by its job's id. Read here, changed by the worker only.
+    :param tasks: those that the worker knows; their schedules are fired here.
     :param on_lost: called in the worker's loop with a claim whose lease somebody else has taken.
     :param on_cancel: called in the worker's loop with a claim whose job a person wants cancelled.
+    :param on_fired: called in the worker's loop when a schedule has enqueued jobs.
     """
 
     def __init__(
@@ -51,13 +64,17 @@ class Heartbeat:
         settings: WorkerSettings,
         held: Mapping[object, Claim],
         *,
+        tasks: Sequence[str],
         on_lost: Callable[[Claim], None],
         on_cancel: Callable[[Claim], None],
+        on_fired: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._held = held
+        self._tasks = tasks
         self._on_lost = on_lost
         self._on_cancel = on_cancel
+        self._on_fired = on_fired
         self._url = url
         self._worker_loop = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -93,7 +110,13 @@ class Heartbeat:
 
     async def _beat(self) -> None:
         # A beat and its longest wait must fit into the lease twice.
-        self._link = Link(self._url, self._settings, "outbox heartbeat", timeout=self._settings.lease / 6)
+        self._link = Link(
+            self._url,
+            self._settings,
+            "outbox heartbeat",
+            timeout=self._settings.lease / 6,
+            lock_timeout=min(1.0, self._settings.lease / 12),
+        )
         now, beat = time.monotonic(), self._settings.beat
         duties = [
             _Duty(beat, self._renew, now + beat),
@@ -101,17 +124,20 @@ class Heartbeat:
             _Duty(beat, self._rescue, now + beat * random.random()),
             _Duty(KEEP_PARTITIONS, self._keep_partitions, now + random.random()),
             _Duty(MEND_GROUPS, self._mend_groups, now + MEND_GROUPS * random.random()),
+            _Duty(FIRE, self._fire, now),
         ]
         while not self._stopped.is_set():
             now = time.monotonic()
             try:
                 for duty in duties:
                     if duty.due <= now:
-                        await duty.perform()
-                        duty.due = now + duty.every
+                        after = await duty.perform()
+                        duty.due = now + (duty.every if after is None else after)
             except Exception as exc:  # noqa: BLE001 - a heartbeat that stops for any reason is a worker that dies
                 # Others may have lost the database too: they get a lease's time to renew before they count as dead.
-                self._rescue_from = time.monotonic() + self._settings.lease
+                # That somebody holds a lock is no such thing.
+                if not isinstance(exc, asyncpg.LockNotAvailableError):
+                    self._rescue_from = time.monotonic() + self._settings.lease
                 await self._link.pause(exc)
                 continue
             await asyncio.sleep(max(0.01, min(0.25, min(duty.due for duty in duties) - time.monotonic())))
@@ -160,8 +186,17 @@ class Heartbeat:
     async def _mend_groups(self) -> None:
         await maintenance.mend_groups(self._link)
 
-    def _tell_worker(self, tell: Callable[[Claim], None], claim: Claim) -> None:
+    async def _fire(self) -> float | None:
+        fired = await ticks.fire_due(self._link, self._tasks)
+        if fired:
+            self._tell_worker(self._on_fired)
+        wait = await ticks.seconds_to_next(self._link, self._tasks)
+        if wait is None:
+            return None
+        return max(0.0 if fired else BUSY, min(wait, FIRE))
+
+    def _tell_worker(self, tell: Callable[..., None], *what: Claim) -> None:
         try:
-            self._worker_loop.call_soon_threadsafe(tell, claim)
+            self._worker_loop.call_soon_threadsafe(tell, *what)
         except RuntimeError as exc:  # the worker's loop is closed: nobody is left to be told
             events.emit(events.DEBUG, "heartbeat_alone", error=exc)

@@ -82,6 +82,8 @@ class Job:
     passable: bool
     limited: bool
     limit_key: str
+    batch_id: UUID | None
+    followed: bool
     blocked: str | None
 
     @property

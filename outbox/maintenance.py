@@ -32,6 +32,28 @@ where ctid = any (array(
 ))
 """
 
+# An id tells when its job was enqueued.
+_PRUNE_DEPENDENCIES = """
+delete from outbox.dependency
+where (job_id, after_id) in (
+    select job_id, after_id from outbox.dependency old
+    where job_id < outbox.first_id(now() - make_interval(days => $1))
+      and not exists (select from outbox.live_job live where live.id = old.job_id offset 0)
+    order by job_id limit 1000
+)
+"""
+_PRUNE_BATCHES = """
+delete from outbox.batch
+where id in (select id from outbox.batch where finished_at < now() - make_interval(days => $1) limit 1000)
+"""
+
+_PRUNE_TICKS = """
+delete from outbox.tick
+where (schedule, nominal) in (
+    select schedule, nominal from outbox.tick where fired_at < now() - make_interval(days => $1) limit 1000
+)
+"""
+
 # A bucket that is full again has nothing to tell.
 _PRUNE_BUCKETS = "delete from outbox.job_bucket where full_at < now() - interval '1 minute'"
 
@@ -46,10 +68,10 @@ where (task, key) in (select task, key from outbox.held_key where until < now() 
 _FORGOTTEN_GROUPS = """
 with recursive blocked as (
     (select group_key from outbox.live_job
-     where group_key is not null and blocked is not null order by group_key limit 1)
+     where group_key is not null and blocked in ('new', 'group') order by group_key limit 1)
     union all
     select (select group_key from outbox.live_job live
-            where group_key is not null and blocked is not null and live.group_key > blocked.group_key
+            where group_key is not null and blocked in ('new', 'group') and live.group_key > blocked.group_key
             order by group_key limit 1)
     from blocked where blocked.group_key is not null
 )
@@ -58,7 +80,7 @@ where id = any (array(
     select first.id from blocked
     cross join lateral (
         select id, blocked from outbox.live_job live
-        where live.group_key = blocked.group_key and blocked is not null order by id limit 1
+        where live.group_key = blocked.group_key and blocked in ('new', 'group') order by id limit 1
     ) first
     where first.blocked = 'group' and not exists (
         select from outbox.live_job live where live.group_key = blocked.group_key and live.blocked is null
@@ -101,6 +123,9 @@ async def keep_partitions(link: Link, retention_days: int) -> None:
     await link.fetch(_PRUNE_DEFAULT, retention_days)
     await link.fetch(_PRUNE_KEYS)
     await link.fetch(_PRUNE_BUCKETS)
+    await link.fetch(_PRUNE_TICKS, retention_days)
+    await link.fetch(_PRUNE_BATCHES, retention_days)
+    await link.fetch(_PRUNE_DEPENDENCIES, retention_days)
 
 
 async def mend_groups(link: Link) -> None:

@@ -48,6 +48,9 @@ class Options:
     :param on_conflict: what becomes of this job when its key is taken: ``keep`` the one that is there, whose id the
         handle then has; ``replace`` its arguments and options by these while it has not started, else keep it; or
         ``reject`` this one, with ``JobExists``, which leaves the transaction as good as it was.
+    :param after: jobs that must have succeeded before this one runs, enqueued in the same transaction; 1,000 at most.
+        If one of them fails or is cancelled, this one is cancelled.
+    :param even_if_failed: whether it runs all the same then: as soon as all of them have ended.
     """
 
     queue: str = "default"
@@ -62,6 +65,8 @@ class Options:
     key: str | None = None
     unique_for: float | timedelta | None = None
     on_conflict: OnConflict = "keep"
+    after: Sequence["NewJob"] = field(default=())
+    even_if_failed: bool = False
 
     def __post_init__(self) -> None:
         if not is_name(self.queue):
@@ -79,6 +84,7 @@ class Options:
         seconds(self.delay)
         self._check_key()
         self._check_group()
+        self._check_after()
         if self.limit_key and not is_name(self.limit_key):
             raise ValueError(f"limit_key: must be 1 to {MAX_NAME} printable characters")
 
@@ -89,6 +95,14 @@ class Options:
             raise ValueError(f"group: must be 1 to {MAX_NAME} printable characters")
         if self.group is not None and self.on_conflict == "replace":
             raise ValueError("replace would hold up the group of the job that is there: not with group")
+
+    def _check_after(self) -> None:
+        if self.even_if_failed and not self.after:
+            raise ValueError("even_if_failed says what becomes of a job after others: give after= too")
+        if self.after and (self.key is not None or any(each.options.key is not None for each in self.after)):
+            raise ValueError("a job with a key may turn out to be another one: not with after")
+        if len(self.after) > 1000:
+            raise ValueError(f"after: {len(self.after)} jobs, limit 1,000; make them a batch with a callback")
 
     def _check_key(self) -> None:
         if self.on_conflict not in get_args(OnConflict):
@@ -105,18 +119,35 @@ class Options:
                 raise ValueError("replace needs a job that waits, and within unique_for it may have ended: not both")
 
 
+class BatchRow:
+    """The batch that new jobs belong to, as it is written with them.
+
+    :ivar callbacks: what is enqueued at its end, as JSON.
+    """
+
+    def __init__(self, name: str, callbacks: str) -> None:
+        self.id: UUID = uuid7()
+        self.name = name
+        self.callbacks = callbacks
+
+
 class NewJob:
     """A job to be written with the caller's transaction. Its ``id`` is known now; its row exists after the flush.
 
     With a key the id is final only after the flush: if the key was taken it is then that of the job that has it.
 
     :ivar is_new: whether the job was written, and not found to be there already; None before the flush.
+    :ivar batch: the batch it belongs to.
+    :ivar followed: whether other jobs come after it.
+    :ivar written_in: the transaction in which it was written.
     """
 
     id: UUID
     task: str
     queue: str
     is_new: bool | None
+    batch: BatchRow | None
+    written_in: object
 
     def __init__(self, task: str, payload: str | Callable[[UUID], str], options: Options, *, version: int = 1) -> None:
         """
@@ -130,6 +161,11 @@ class NewJob:
         self.options = options
         self.version = version
         self.is_new = None
+        self.batch = None
+        self.followed = False
+        self.written_in = None
+        for each in options.after:
+            each.followed = True
 
     def takes_on(self, other: "NewJob") -> None:
         """Be the job that ``other`` is, under this id."""
@@ -167,4 +203,7 @@ def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
         "passable": [job.options.passable for job in jobs],
         "limit_key": [job.options.limit_key for job in jobs],
         "version": [job.version for job in jobs],
+        "batch": [job.batch and str(job.batch.id) for job in jobs],
+        "followed": [job.followed for job in jobs],
+        "follows": [bool(job.options.after) for job in jobs],
     }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from outbox import attempt, events
+from outbox.children import Children
 from outbox.context import Claim, Stop
 from outbox.job import State
 from outbox.lane import Lane
@@ -46,6 +47,7 @@ class Runner:
         self._suspect: Claim | None = None
         self._running: dict[Claim, asyncio.Task[None] | None] = {}
         self._threads = ThreadPoolExecutor(sum(settings.queues.values()), thread_name_prefix="outbox")
+        self._children = Children(outbox, settings.max_jobs_per_child)
         self._idle = asyncio.Event()
         self._closed = False
 
@@ -131,6 +133,10 @@ class Runner:
         self._threads.shutdown(wait=False, cancel_futures=True)
         return len(left)
 
+    async def end_children(self) -> None:
+        """End the child processes, whatever they do."""
+        await self._children.end()
+
     async def ended(self) -> None:
         """Return once nothing runs."""
         while self._running:
@@ -150,14 +156,18 @@ class Runner:
         # Only from here on may the task be cancelled: one cancelled before its first step would never end its claim.
         self._running[claim] = asyncio.current_task()
         started = time.monotonic()
-        outcome = await attempt.run(self._outbox[claim.task], claim, self._threads)
+        task = self._outbox[claim.task]
+        if task.bounds.isolation:
+            outcome = await self._children.run(task, claim)
+        else:
+            outcome = await attempt.run(task, claim, self._threads)
         if claim not in self._running:
             return  # handed back while it ran on: see leave_behind
         seconds = time.monotonic() - started
         del self._running[claim]
         if isinstance(outcome, Finished) and outcome.written:
             self._held.pop(claim.id, None)
-            if claim.group is not None or claim.limited:
+            if claim.lets_others_run:
                 self._wake()
         else:
             self._settler.put(claim, outcome)

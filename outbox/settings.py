@@ -21,6 +21,8 @@ class WorkerSettings:
     :param poll_max: the longest; an idle worker asks this often. Up to 60.
     :param prefetch: jobs at most that one queue holds claimed beyond its free slots. How many it really holds follows
         from how fast they run: slow jobs are never hoarded. 0 to 10,000.
+    :param max_jobs_per_child: jobs of tasks with ``isolation="process"`` that a child process runs before a fresh one
+        takes its place, so that what their libraries leak is bounded. 1 to 1,000,000.
     :param wake_up: whether to listen for hints that new jobs are there. Polling finds them without, a little later.
         Switch it off behind a connection pooler in transaction mode.
     :param retention_days: for how many days finished jobs are kept. 1 to 3,650.
@@ -35,6 +37,7 @@ class WorkerSettings:
     poll_min: float = 0.01
     poll_max: float = 0.5
     prefetch: int = 1000
+    max_jobs_per_child: int = 100
     wake_up: bool = True
     retention_days: int = 14
     statement_timeout: float = 10.0
@@ -54,6 +57,7 @@ class WorkerSettings:
             ("poll_min", 0.001, self.poll_max),
             ("poll_max", 0.001, 60),
             ("prefetch", 0, 10_000),
+            ("max_jobs_per_child", 1, 1_000_000),
             ("retention_days", 1, 3650),
             ("statement_timeout", 1, 600),
         )

@@ -71,7 +71,7 @@ class Settler:
         for claim, _ in batch:
             if self._held.get(claim.id) is claim:
                 del self._held[claim.id]
-        if any(claim.group is not None or claim.limited for claim, _ in batch):
+        if any(claim.lets_others_run for claim, _ in batch):
             self._wake()
 
     async def _settled(self, batch: list[Settlement]) -> list[Claim]:

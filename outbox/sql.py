@@ -23,22 +23,23 @@ Habits that keep them right:
 ENQUEUE = """
 insert into outbox.live_job (
     id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked, limit_key,
-    limited, version
+    limited, batch_id, followed, version
 )
 select id, task, queue, payload::jsonb, priority,
        coalesce(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb, key,
-       group_key, passable, case when group_key is not null then 'new' end, limit_key,
+       group_key, passable, case when follows then 'after' when group_key is not null then 'new' end, limit_key,
        task = any (array(select name from outbox.job_limit where scope = 'task'))
            or queue = any (array(select name from outbox.job_limit where scope = 'queue')),
-       version
+       batch_id, followed, version
 from unnest(
     cast(:id as uuid[]), cast(:task as text[]), cast(:queue as text[]), cast(:payload as text[]),
     cast(:priority as smallint[]), cast(:run_at as timestamptz[]), cast(:delay as double precision[]),
     cast(:max_attempts as smallint[]), cast(:tags as text[]), cast(:key as text[]),
     cast(:group as text[]), cast(:passable as boolean[]), cast(:limit_key as text[]),
-    cast(:version as smallint[])
+    cast(:batch as uuid[]), cast(:followed as boolean[]), cast(:follows as boolean[]), cast(:version as smallint[])
 ) as job (
-    id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable, limit_key, version
+    id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable, limit_key,
+    batch_id, followed, follows, version
 )
 """
 
@@ -64,6 +65,26 @@ returning id, task, key
 
 # Secrets open for the id that they were sealed for. Of a job that has just been replaced it is known only now.
 RESEAL = "update outbox.live_job set payload = cast(:payload as jsonb) where id = :id"
+
+# Before jobs of batches are written: the batches, or so many more jobs in them.
+COUNT_IN = """
+insert into outbox.batch as known (id, name, callbacks, total)
+select id, name, callbacks::jsonb, total
+from unnest(cast(:id as uuid[]), cast(:name as text[]), cast(:callbacks as text[]), cast(:total as integer[]))
+    as batch (id, name, callbacks, total)
+order by id
+on conflict (id) do update set total = known.total + excluded.total where known.finished_at is null
+returning id
+"""
+
+# Before jobs that come after others are written: those others, where they are in the database already.
+FOLLOW = "update outbox.live_job set followed = true where id = any (cast(:id as uuid[])) returning id"
+DEPEND = """
+insert into outbox.dependency (job_id, after_id, position, anyway)
+select job_id, after_id, position, anyway
+from unnest(cast(:job as uuid[]), cast(:after as uuid[]), cast(:position as smallint[]), cast(:anyway as boolean[]))
+    as dependency (job_id, after_id, position, anyway)
+"""
 
 # Who has these keys?   Index: live_job_key.
 FIND_KEYS = """
@@ -158,14 +179,14 @@ with taken as materialized (
     ))
     returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
               live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect, live.checkpoint::text,
-              live.group_key, live.version
+              live.group_key, live.followed or live.batch_id is not null as followed, live.version
 )
 select * from claimed
 union all
-select null, 'groups', null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'groups', null, null, null, null, null, null, null, null, null, null, null, null, null
 where exists (select from outbox.live_job where blocked = 'new' and run_at <= now())
 union all
-select null, 'limits', null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'limits', null, null, null, null, null, null, null, null, null, null, null, null, null
 where exists (
     select from unnest($1::text[]) as asked (queue)
     cross join lateral (
@@ -274,7 +295,7 @@ where live.id = any (array(
 ))
 returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
           live.max_attempts, live.fence, live.created_at, live.lost >= $8 as suspect, live.checkpoint::text,
-          live.group_key, live.version, live.limit_key
+          live.group_key, live.followed or live.batch_id is not null as followed, live.version, live.limit_key
 """
 
 # Take tokens for the jobs that start. A bucket is the moment at which it will be full again.
@@ -346,7 +367,8 @@ where live.id = any ($1::uuid[]) and live.cancel_requested_at is not null
 # What a job takes along from one table to the other, whatever the move.
 _KEPT = """
         id, task, queue, priority, run_at, payload, max_attempts, fence, worker_id, created_at, started_at, tags, key,
-        version, group_key, passable, limited, limit_key"""
+        version, group_key, passable, limited, limit_key,
+        batch_id, followed"""
 
 # running → succeeded | failed | cancelled.   Guard: fence.   Index: primary key.
 # The row moves to the table of finished jobs in the same statement. Answers the position of each job that was settled.
@@ -485,13 +507,24 @@ with chosen as materialized (
     order by task, coalesce(key, id::text), id desc
 ), revived as (
     delete from outbox.finished_job where id = any (array(select id from chosen)) returning *
+), recounted as (
+    update outbox.batch known
+    set failed = known.failed - again.failed, cancelled = known.cancelled - again.cancelled
+    from (
+        select batch_id, count(*) filter (where state = 'failed') as failed,
+               count(*) filter (where state = 'cancelled') as cancelled
+        from revived where batch_id is not null group by batch_id
+    ) again
+    where known.id = again.batch_id
 )
 insert into outbox.live_job (
     id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
-    version, checkpoint, group_key, passable, limited, limit_key, blocked
+    version, checkpoint, group_key, passable, limited, limit_key, batch_id, followed,
+    blocked
 )
 select id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
-       version, checkpoint, group_key, passable, limited, limit_key, case when group_key is not null then 'new' end
+       version, checkpoint, group_key, passable, limited, limit_key, batch_id, followed,
+       case when group_key is not null then 'new' end
 from revived
 returning id
 """

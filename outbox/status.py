@@ -25,11 +25,13 @@ _BLOCKER = text(
     """
     select coalesce(
         (select id from outbox.live_job where group_key = :group and blocked is null),
-        (select id from outbox.live_job where group_key = :group and blocked is not null and id < :id
+        (select id from outbox.live_job where group_key = :group and blocked in ('new', 'group') and id < :id
          order by id limit 1)
     )
     """
 )
+
+_BEFORE = text("select after_id from outbox.dependency where job_id = :id and not met order by position limit 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +65,11 @@ async def get(connection: AsyncSession | AsyncConnection, id: UUID) -> Job | Non
 
 
 async def blocker(connection: AsyncSession | AsyncConnection, job: Job) -> UUID | None:
-    """The job of its group that this one waits for; None if it waits for none."""
+    """The job that this one waits for: one that it comes after, or one of its group; None if it waits for none."""
     if job.blocked is None:
         return None
-    found: UUID | None = (await connection.execute(_BLOCKER, {"group": job.group_key, "id": job.id})).scalar()
+    statement = _BEFORE if job.blocked == "after" else _BLOCKER
+    found: UUID | None = (await connection.execute(statement, {"group": job.group_key, "id": job.id})).scalar()
     return found
 
 

@@ -58,6 +58,8 @@ def _later_columns() -> list[Column[object]]:
         Column("passable", Boolean, nullable=False, server_default=text("false")),
         Column("limited", Boolean, nullable=False, server_default=text("false")),
         Column("limit_key", Text, nullable=False, server_default=text("''")),
+        Column("batch_id", UUID),
+        Column("followed", Boolean, nullable=False, server_default=text("false")),
         Column("blocked", Text),
     ]
 
@@ -98,8 +100,9 @@ live_job = Table(
         "live_job_group",
         "group_key",
         "id",
-        postgresql_where=text("(group_key is not null) and (blocked is not null)"),
+        postgresql_where=text("(group_key is not null) and (blocked = any (array['new', 'group']))"),
     ),
+    Index("live_job_batch", "batch_id", "id", postgresql_where=text("batch_id is not null")),
     Index("live_job_new", "run_at", postgresql_where=text("blocked = 'new'")),
     Index("live_job_key", "task", "key", unique=True, postgresql_where=text("key is not null")),
     Index("live_job_lease_until", "lease_until", postgresql_where=text("lease_until is not null")),
@@ -113,6 +116,7 @@ finished_job = Table(
     Column("result", JSONB),
     Column("finished_at", DateTime(timezone=True), primary_key=True, server_default=text("now()")),
     *_later_columns(),
+    Index("finished_job_batch", "batch_id", "id", postgresql_where=text("batch_id is not null")),
     postgresql_partition_by="range (finished_at)",
 )
 

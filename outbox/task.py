@@ -3,9 +3,9 @@
 import functools
 import inspect
 import json
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial, reduce
 from types import UnionType
 from typing import (
@@ -31,12 +31,14 @@ from typing_extensions import TypedDict
 
 from outbox import enqueue, injection, payload, secret
 from outbox.backoff import Retry
+from outbox.bounds import Bounds, Isolation
 from outbox.context import JobContext
 from outbox.enqueue import UnitOfWork
 from outbox.errors import DeclarationError, JobNotFound, PayloadInvalid, ResultNotStored
 from outbox.limit import Limit, Rule, Scope
 from outbox.newjob import MAX_NAME, NewJob, OnConflict, Options, is_name
 from outbox.outcome import Cancel, Error, Snooze
+from outbox.schedule import CatchUp, Schedule
 from outbox.seal import Seal
 from outbox.secret import Keyring
 from outbox.table import job
@@ -69,6 +71,7 @@ class Task(Generic[P, R]):
 
     :ivar name: what the row says; a promise to all rows that wait, so it outlives a move of the function.
     :ivar timeout: seconds, or None for no limit.
+    :ivar bounds: this and what else bounds an attempt.
     :ivar session: the parameter that takes the session in which the job is settled, if the handler has one.
     """
 
@@ -79,7 +82,7 @@ class Task(Generic[P, R]):
         name: str,
         options: Options,
         retry: Retry,
-        timeout: float | None,
+        bounds: Bounds,
         version: int = 1,
         sessions: Sessions | None = None,
         secrets: Keyring | None = None,
@@ -88,7 +91,8 @@ class Task(Generic[P, R]):
         self.handler = handler
         self.name = name
         self.retry = retry
-        self.timeout = timeout
+        self.timeout = bounds.timeout
+        self.bounds = bounds
         self.is_async = inspect.iscoroutinefunction(handler)
         self.defaults = options
         self.versions = Versions(name, version)
@@ -129,6 +133,11 @@ class Task(Generic[P, R]):
         """A job that is not part of any transaction yet, for ``Outbox.enqueue_many``."""
         return self._new_job(self.defaults, args, kwargs)
 
+    @property
+    def parameters(self) -> Sequence[str]:
+        """The names of the arguments that a job of it has."""
+        return tuple(self._signature.parameters)
+
     def options(
         self,
         *,
@@ -144,6 +153,8 @@ class Task(Generic[P, R]):
         key: str | None = None,
         unique_for: float | timedelta | None = None,
         on_conflict: OnConflict | None = None,
+        after: Sequence[NewJob] | None = None,
+        even_if_failed: bool | None = None,
     ) -> "Call[P, R]":
         """This task with other options for the jobs enqueued through what is returned; see ``Options``."""
         given = {
@@ -159,6 +170,8 @@ class Task(Generic[P, R]):
             "key": key,
             "unique_for": unique_for,
             "on_conflict": on_conflict,
+            "after": after,
+            "even_if_failed": even_if_failed,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         return Call(self, replace(self.defaults, **cast(Any, changes)))
@@ -289,7 +302,7 @@ class Call(Generic[P, R]):
     """A task with options for the next jobs; made by ``Task.options``."""
 
     def __init__(self, task: Task[P, R], options: Options) -> None:
-        self._task = task
+        self.task = task
         self._options = options
 
     def enqueue(self, session: UnitOfWork, /, *args: P.args, **kwargs: P.kwargs) -> NewJob:
@@ -298,7 +311,7 @@ class Call(Generic[P, R]):
 
     def job(self, /, *args: P.args, **kwargs: P.kwargs) -> NewJob:
         """As ``Task.job``, with these options."""
-        return self._task._new_job(self._options, args, kwargs)
+        return self.task._new_job(self._options, args, kwargs)
 
 
 class Declare:
@@ -328,6 +341,7 @@ class Outbox:
         self._secrets = secrets
         self._tasks: dict[str, Task[..., Any]] = {}
         self._limits: list[Rule] = []
+        self._schedules: dict[str, Schedule] = {}
 
     def __iter__(self) -> Iterator[Task[..., Any]]:
         return iter(self._tasks.values())
@@ -349,6 +363,9 @@ class Outbox:
         priority: int = 1,
         retry: Retry | int = Retry(),  # noqa: B008 - frozen
         timeout: float | timedelta | None = None,
+        soft_timeout: float | timedelta | None = None,
+        isolation: Isolation | None = None,
+        memory_limit: int | None = None,
         tags: Sequence[str] = (),
         limit: Limit | None = None,
         limit_per_key: Limit | None = None,
@@ -361,6 +378,11 @@ class Outbox:
         :param priority: 3 is claimed first, 0 last.
         :param retry: the policy, or just the number of attempts.
         :param timeout: seconds that an attempt may take.
+        :param soft_timeout: seconds after which ``SoftTimeout`` is raised in the handler, so that it can clean up;
+            less than ``timeout``.
+        :param isolation: "process" runs a ``def`` in a child process, which is killed when it has to end.
+        :param memory_limit: bytes that the handler may have in its child process, beyond which it gets a
+            ``MemoryError``. Kept by Linux only.
         :param tags: strings that every job of it carries.
         :param limit: how many of its jobs run at once, or start in a time, in all workers together.
         :param limit_per_key: the same for the jobs of each ``limit_key`` apart.
@@ -370,7 +392,7 @@ class Outbox:
             secrets and there are no keys for them.
         """
         policy = Retry(max_attempts=retry) if isinstance(retry, int) else retry
-        longest = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        bounds = Bounds(_seconds(timeout), _seconds(soft_timeout), isolation, memory_limit)
         try:
             options = Options(queue=queue, priority=priority, max_attempts=policy.max_attempts, tags=tags)
         except (ValueError, TypeError) as exc:
@@ -380,10 +402,7 @@ class Outbox:
             chosen = str(name or getattr(handler, "__name__", ""))
             if not is_name(chosen):
                 raise DeclarationError(f"task {chosen!r}: a name must be 1 to {MAX_NAME} printable characters")
-            if longest is not None and not 0 < longest <= 7 * 86_400:
-                raise DeclarationError(
-                    f"task {chosen!r}: timeout={longest}; must be above 0 and at most a week, in seconds"
-                )
+            bounds.check(chosen, handler)
             if chosen in self._tasks:
                 raise DeclarationError(f"task {chosen!r} is declared twice; give one of them another name=")
             task: Task[..., Any] = Task(
@@ -391,7 +410,7 @@ class Outbox:
                 name=chosen,
                 options=options,
                 retry=policy,
-                timeout=longest,
+                bounds=bounds,
                 version=version,
                 sessions=self._sessions,
                 secrets=self._secrets,
@@ -401,6 +420,52 @@ class Outbox:
             return task
 
         return Declare(register)
+
+    def cron(
+        self,
+        expression: str,
+        *,
+        name: str | None = None,
+        tz: str = "UTC",
+        catch_up: CatchUp = "latest",
+        jitter: float | timedelta = 0.0,
+        moment: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Callable[[Task[P, R]], Task[P, R]]:
+        """Declare that the task below is enqueued whenever the expression says; see ``Schedule`` for the rest.
+
+            @outbox.cron("0 6 * * MON-FRI", tz="Europe/Berlin")
+            @outbox.task()
+            async def daily_report() -> None: ...
+
+        :param name: the task's, unless given; needed for a second one of the same task.
+        :param arguments: what every job of it is called with.
+        :raises DeclarationError: if it never fires, if the arguments do not fit, or if the name is taken.
+        """
+
+        def register(task: Task[P, R]) -> Task[P, R]:
+            if not isinstance(task, Task):
+                raise DeclarationError("@outbox.cron(...) stands above @outbox.task(...), not below it")
+            chosen = task.name if name is None else name
+            if chosen in self._schedules:
+                raise DeclarationError(f"schedule {chosen!r} is declared twice; give one of them another name=")
+            given = {**(arguments or {}), **({} if moment is None else {moment: datetime.now(UTC)})}
+            try:
+                job = task._new_job(task.defaults, (), given)
+                schedule = Schedule(
+                    name=chosen, job=job, cron=expression, tz=tz, catch_up=catch_up, jitter=jitter, moment=moment
+                )
+            except (PayloadInvalid, ValueError) as exc:
+                raise DeclarationError(f"schedule {chosen!r}: {exc}") from exc
+            self._schedules[chosen] = schedule
+            return task
+
+        return register
+
+    @property
+    def schedules(self) -> Sequence[Schedule]:
+        """All schedules that are declared here."""
+        return tuple(self._schedules.values())
 
     def limit_queue(self, name: str, limit: Limit | None = None, *, per_key: Limit | None = None) -> None:
         """Declare how many jobs of a queue run at once, or start in a time, in all workers together.
@@ -444,6 +509,10 @@ def _rules(scope: Scope, name: str, limit: Limit | None, per_key: Limit | None) 
         yield Rule(scope, name, per_key=False, limit=limit)
     if per_key is not None:
         yield Rule(scope, name, per_key=True, limit=per_key)
+
+
+def _seconds(given: float | timedelta | None) -> float | None:
+    return given.total_seconds() if isinstance(given, timedelta) else given
 
 
 def _analyse(name: str, handler: Callable[..., Any]) -> tuple[Parameters, TypeAdapter[Any] | None]:

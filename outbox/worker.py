@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from outbox import children, events, limit, listener, ticks
 from outbox import claim as claims
-from outbox import events, limit, listener
 from outbox.connection import FAILURES, Link
 from outbox.context import Claim
 from outbox.errors import DeclarationError, SchemaMismatch
@@ -80,7 +80,7 @@ class Worker:
     @property
     def farewell(self) -> float:
         """Seconds after the grace by which the worker has stopped, unless a handler blocks its event loop."""
-        return self._settings.cancel_grace + LAST_CLAIM + LAST_SETTLE
+        return self._settings.cancel_grace + LAST_CLAIM + LAST_SETTLE + children.FAREWELL
 
     def abandon(self) -> None:
         """Hand everything back, from another thread, when the event loop is blocked and will not do it.
@@ -105,10 +105,11 @@ class Worker:
         finally:
             await link.close()
 
-    async def _declare_limits(self, link: Link) -> None:
+    async def _declare(self, link: Link) -> None:
         while not self._stop_asked.is_set():
             try:
                 await limit.declare(link, self._outbox.spoken_for, self._outbox.limits)
+                await ticks.declare(link, list(self._tasks), self._outbox.schedules)
                 break
             except FAILURES as exc:
                 await link.pause(exc)
@@ -117,9 +118,15 @@ class Worker:
         events.emit(
             events.INFO, "worker_started", worker_id=self.id, queues=dict(self._settings.queues), tasks=len(self._tasks)
         )
-        await self._declare_limits(claim_link)
+        await self._declare(claim_link)
         heartbeat = self._heartbeat = Heartbeat(
-            self._url, self._settings, self._held, on_lost=self._runner.lease_lost, on_cancel=self._runner.cancel
+            self._url,
+            self._settings,
+            self._held,
+            tasks=list(self._tasks),
+            on_lost=self._runner.lease_lost,
+            on_cancel=self._runner.cancel,
+            on_fired=self._wake.set,
         )
         heartbeat.start()
         claiming = asyncio.create_task(self._claim_for_ever(claim_link), name="outbox-claim")
@@ -135,6 +142,7 @@ class Worker:
             return await self._drain(claiming)
         finally:
             heartbeat.stop()
+            await self._runner.end_children()
             for loop in (claiming, *loops):
                 loop.cancel()
             await asyncio.gather(claiming, *loops, return_exceptions=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import importlib
 import importlib.util
 import os
 import re
@@ -136,3 +137,24 @@ async def worked(
     worker.stop()
     assert await working
     return jobs
+
+
+async def test_a_handler_in_a_child_process_runs_within_its_limits(
+    sessions: async_sessionmaker[AsyncSession], database_url: str
+) -> None:
+    # Not by load(): the child has to find the module, too.
+    example = importlib.import_module("docs.examples.isolation")
+    async with sessions() as session, session.begin():
+        job = example.render.enqueue(session, 3)
+
+    async def ended() -> Job | None:
+        async with sessions() as session:
+            found = await status.get(session, job.id)
+        return found if found is not None and found.done else None
+
+    worker = Worker(example.outbox, database_url)
+    working = asyncio.create_task(worker.run())
+    found = await eventually(ended)
+    worker.stop()
+    assert await working
+    assert (found and found.result) == "3 pages"

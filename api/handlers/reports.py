@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from pydantic import BaseModel
 from sqlalchemy import BigInteger, Row, cast, func, select, update
@@ -56,6 +56,17 @@ async def compute_revenue(
             ctx.progress(done, len(days), day.isoformat())
     await session.execute(update(Report).where(Report.id == report_id).values(ready_at=func.now()))
     return ready
+
+
+@outbox.cron("0 6 * * *", tz="Europe/Berlin", moment="at")
+@outbox.task(queue="reports", timeout=60)
+async def report_yesterday(at: datetime, *, session: AsyncSession = INJECTED) -> UUID:
+    """Have the report of the day before made; for each day there is one, however often it is asked for."""
+    yesterday = at.astimezone(UTC).date() - DAY
+    report = Report(id=uuid5(NAMESPACE_OID, f"revenue of {yesterday}"), first_day=yesterday, last_day=yesterday)
+    await session.merge(report)
+    compute_revenue.enqueue(session, report.id)
+    return report.id
 
 
 async def _revenue_of(session: AsyncSession, day: date) -> Sequence[Row[str, int, int]]:

@@ -5,6 +5,7 @@ The only package that knows FastAPI; it needs the extra ``outbox[fastapi]`` and 
 
 from outbox.fastapi.problems import Problem, problem, problem_handlers, problem_responses
 from outbox.fastapi.router import status_router
+from outbox.fastapi.schedules import schedules_router
 from outbox.fastapi.unit_of_work import TaskAdder, outbox_tasks, session_dependency
 from outbox.fastapi.views import JobPage, JobReference, JobView, Links, accepted
 
@@ -20,6 +21,7 @@ __all__ = [
     "problem",
     "problem_handlers",
     "problem_responses",
+    "schedules_router",
     "session_dependency",
     "status_router",
 ]

@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from outbox.connection import is_lost
-from outbox.errors import IllegalTransition, JobExists, JobNotFound, KeyTaken, PayloadInvalid
+from outbox.errors import IllegalTransition, JobExists, JobNotFound, KeyTaken, PayloadInvalid, ScheduleNotFound
 
 
 class Problem(BaseModel):
@@ -69,6 +69,10 @@ async def _job_not_found(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 404, f"There is no job {exc.id}.")
 
 
+async def _schedule_not_found(request: Request, exc: Any) -> JSONResponse:
+    return problem(request, 404, f"There is no schedule {exc.name}.")
+
+
 async def _illegal_transition(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 409, str(exc), state=exc.state, allowed=exc.allowed)
 
@@ -97,6 +101,7 @@ _HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _request_invalid,
     PayloadInvalid: _payload_invalid,
     JobNotFound: _job_not_found,
+    ScheduleNotFound: _schedule_not_found,
     IllegalTransition: _illegal_transition,
     JobExists: _conflict,
     KeyTaken: _conflict,

@@ -17,13 +17,15 @@ UP = (
     "create unique index live_job_open on outbox.live_job (group_key) where group_key is not null and blocked is null",
     """
     create index live_job_group on outbox.live_job (group_key, id)
-        where group_key is not null and blocked is not null
+        where group_key is not null and blocked in ('new', 'group')
     """,
     "create index live_job_new on outbox.live_job (run_at) where blocked = 'new'",
     "alter table outbox.live_job add constraint live_job_group_length check (length(group_key) between 1 and 200)",
     """
     alter table outbox.live_job add constraint live_job_blocked
-        check (blocked is null or (blocked in ('new', 'group') and group_key is not null and state = 'pending'))
+        check (blocked is null or (
+            state = 'pending' and (blocked = 'after' or (blocked in ('new', 'group') and group_key is not null))
+        ))
     """,
     "alter table outbox.finished_job add constraint finished_job_blocked check (blocked is null)",
     # Whoever changes which job of a group is open locks the group before it locks any row, and several in one order.
@@ -68,7 +70,7 @@ UP = (
             from (select distinct unnest(groups) as name offset 0) wanted
             cross join lateral (
                 select job.id from outbox.live_job job
-                where job.group_key = wanted.name and job.blocked is not null
+                where job.group_key = wanted.name and job.blocked in ('new', 'group')
                   and (not job.passable or job.run_at <= clock_timestamp())
                 order by job.id limit 1
             ) first

@@ -1,6 +1,6 @@
 """Version 2 of the ``outbox`` schema: keys, versions, checkpoints, groups, and jobs settled by their handlers."""
 
-from outbox.schema import group, limit, v1
+from outbox.schema import flow, group, limit, schedule, v1
 
 _COMMENTS = {
     "key": "what makes the job unique among the live ones of its task; null: nothing does",
@@ -10,13 +10,15 @@ _COMMENTS = {
     "passable": "while it waits for its time, those behind it in its group may pass",
     "limited": "whether a limit holds for it: then it is claimed in turns",
     "limit_key": "whose turn it takes, a tenant say; empty: no matter",
-    "blocked": "new: not yet let into its group; group: another one of its group is before it; null: may be claimed",
+    "batch_id": "the batch that it belongs to; null: to none",
+    "followed": "whether jobs wait for it to end",
+    "blocked": "after: comes after others; new: not yet in its group; group: another is before it; null: by nothing",
 }
 
 _COLUMNS = (
     "key text, version smallint not null default 1, checkpoint jsonb, "
     "group_key text, passable boolean not null default false, limited boolean not null default false, "
-    "limit_key text not null default '', blocked text"
+    "limit_key text not null default '', batch_id uuid, followed boolean not null default false, blocked text"
 )
 
 _ADD = ", ".join(f"add column {column}" for column in _COLUMNS.split(", "))
@@ -60,6 +62,8 @@ UP = (
     "comment on column outbox.queue.paused_at is 'no job of it is claimed from then on; null: claimed as usual'",
     *limit.UP,
     *group.UP,
+    *schedule.UP,
+    *flow.UP,
     "create or replace view outbox.job as " + v1.both_tables(*_COMMENTS),
     # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
     # without the worker's planner settings. A function brings its own.
@@ -85,12 +89,12 @@ UP = (
         insert into outbox.finished_job (
             id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
             created_at, started_at, cancel_requested_at, tags, key, version, group_key, passable, limited,
-            limit_key, checkpoint, progress, result, errors
+            limit_key, batch_id, followed, checkpoint, progress, result, errors
         ) values (
             job.id, job.task, job.queue, 'succeeded', job.priority, job.run_at, job.payload, job.attempt + 1,
             job.max_attempts, job.lost, job.fence, job.worker_id, job.created_at, job.started_at,
             job.cancel_requested_at, job.tags, job.key, job.version, job.group_key, job.passable,
-            job.limited, job.limit_key,
+            job.limited, job.limit_key, job.batch_id, job.followed,
             coalesce(finish.checkpoint::jsonb, job.checkpoint), coalesce(finish.progress::jsonb, job.progress),
             finish.result::jsonb,
             outbox.append_error(job.errors, finish.error::jsonb || jsonb_build_object(
@@ -130,6 +134,8 @@ DOWN = (
     "delete from outbox.schema_version where version = 2",
     "drop function outbox.keep",
     "drop function outbox.finish",
+    *schedule.DOWN,
+    *flow.DOWN,
     *group.DOWN,
     *limit.DOWN,
     "drop table outbox.queue",

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import asyncpg
@@ -16,13 +17,19 @@ from tests.crash.clients import Clients
 from tests.crash.database import Database, Report
 from tests.crash.processes import Crew
 
+LOCAL = Path(__file__).parents[2] / ".local"
 SEED = int(os.environ.get("OUTBOX_TEST_SEED", "0")) or int.from_bytes(os.urandom(4))
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """The server, with fsync on. Every test finds it running, whatever the one before did to it."""
-    with Cluster(tmp_path_factory.mktemp("cluster"), settings={"shared_buffers": "64MB"}) as cluster:
+    LOCAL.mkdir(exist_ok=True)
+    # Not in pytest's own folder, which another pytest that starts meanwhile closes to the server's user.
+    with (
+        TemporaryDirectory(prefix="crash-postgres-", dir=LOCAL, ignore_cleanup_errors=True) as folder,
+        Cluster(Path(folder), settings={"shared_buffers": "64MB"}) as cluster,
+    ):
         yield cluster
 
 

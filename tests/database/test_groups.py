@@ -374,6 +374,22 @@ async def test_a_handler_that_ends_and_a_person_who_cancels_do_not_wait_for_each
         await cancelling
 
 
+async def test_what_was_claimed_is_not_lost_with_the_connection_that_was_to_bring_more(
+    sessions: Sessions, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sessions.begin() as session:
+        plain = noop.enqueue(session)
+    await enqueue(sessions)
+
+    async def break_off(_: Link) -> bool:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(claims, "_admit", break_off)
+    assert [claim.id for claim in await take(link)] == [plain.id]
+    with pytest.raises(ConnectionResetError):
+        await take(link)
+
+
 # What must not happen, and what it costs.
 
 

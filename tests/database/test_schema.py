@@ -192,8 +192,8 @@ async def test_the_checks_are_these(db: asyncpg.Connection) -> None:
         "live_job_key_length": "check lengthkey >= 1 and lengthkey <= 200",
         "live_job_limit_key_length": "check lengthlimit_key <= 200",
         "live_job_group_length": "check lengthgroup_key >= 1 and lengthgroup_key <= 200",
-        "live_job_blocked": "check blocked is null or blocked = any array['new', 'group'] and group_key is not null "
-        "and state = 'pending'",
+        "live_job_blocked": "check blocked is null or state = 'pending' and blocked = 'after' "
+        "or blocked = any array['new', 'group'] and group_key is not null",
         "finished_job_blocked": "check blocked is null",
         "live_job_names": "check lengthtask >= 1 and lengthtask <= 200 and lengthqueue >= 1 and lengthqueue <= 200",
         "live_job_counts": "check attempt >= 0 and lost >= 0 and fence >= 0 and max_attempts >= 1",

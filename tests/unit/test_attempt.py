@@ -1,10 +1,12 @@
 """One run of one handler, without a database: whatever the handler does, there is an outcome and never an exception."""
 
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -14,6 +16,7 @@ from pydantic import BaseModel
 
 from outbox import INJECTED, Cancel, Depends, JobContext, Outbox, Retry, Snooze, State, Task, attempt
 from outbox.context import Claim, Stop
+from outbox.errors import SoftTimeout
 from outbox.outcome import RELEASED, Finished, Outcome, Postponed
 from tests import factories
 from tests.waiting import until
@@ -246,6 +249,130 @@ async def test_a_thread_beyond_its_limit_keeps_its_slot_until_it_ends(threads: T
     release.set()
     assert failure(await running) == "outbox.errors.AttemptTimeout"
     assert saw == [True]
+
+
+# The soft time limit.
+
+
+async def softly_limited(threads: ThreadPoolExecutor, handler: Callable[..., Any], **options: Any) -> Outcome:
+    return await run(threads, handler, **{"soft_timeout": 0.01, "timeout": 3600, **options})
+
+
+async def test_the_soft_limit_lets_a_coroutine_clean_up_and_succeed(threads: ThreadPoolExecutor) -> None:
+    async def handler() -> Any:
+        try:
+            await asyncio.Event().wait()
+        except SoftTimeout:
+            async with asyncio.timeout(30):  # the cancellation is over: what waits now is not cancelled again
+                await asyncio.sleep(0)
+            task = asyncio.current_task()
+            return [task.cancelling() if task else None]
+
+    assert await softly_limited(threads, handler) == Finished(State.SUCCEEDED, "[0]")
+
+
+async def test_a_coroutine_that_does_not_catch_the_soft_limit_has_timed_out(threads: ThreadPoolExecutor) -> None:
+    async def handler() -> None:
+        with contextlib.suppress(Exception):  # which it is none of
+            await asyncio.Event().wait()
+
+    outcome = await softly_limited(threads, handler)
+    assert isinstance(outcome, Postponed)
+    assert (failure(outcome), outcome.charged) == ("outbox.errors.AttemptTimeout", True)
+    assert outcome.error is not None
+    assert "soft limit of 0.01 s" in outcome.error.message
+    assert "Event().wait()" in outcome.error.traceback
+
+
+async def test_the_soft_limit_passes_through_task_groups_and_timeouts_which_clean_up(
+    threads: ThreadPoolExecutor,
+) -> None:
+    ended = []
+
+    async def part() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def handler() -> str:
+        try:
+            async with asyncio.timeout(3000), asyncio.TaskGroup() as group:
+                group.create_task(part())
+                group.create_task(part())
+        except SoftTimeout:
+            return f"cleaned up {len(ended)}"
+        return "?"
+
+    assert await softly_limited(threads, handler) == Finished(State.SUCCEEDED, '"cleaned up 2"')
+
+
+async def test_the_hard_limit_ends_who_does_not_heed_the_soft_one(threads: ThreadPoolExecutor) -> None:
+    seen = []
+
+    async def handler() -> None:
+        try:
+            await asyncio.Event().wait()
+        except SoftTimeout:
+            seen.append(True)
+            await asyncio.Event().wait()
+
+    outcome = await softly_limited(threads, handler, timeout=0.05)
+    assert outcome.error is not None
+    assert outcome.error.message == "ran longer than 0.05 s"
+    assert seen == [True]
+
+
+async def test_both_limits_at_once_are_the_hard_one(threads: ThreadPoolExecutor) -> None:
+    async def handler() -> None:
+        time.sleep(0.05)  # noqa: ASYNC251 - so that both are over when the event loop looks
+        with contextlib.suppress(SoftTimeout):
+            await asyncio.Event().wait()
+
+    outcome = await softly_limited(threads, handler, timeout=0.02)
+    assert outcome.error is not None
+    assert outcome.error.message == "ran longer than 0.02 s"
+
+
+async def test_a_soft_limit_that_is_not_reached_leaves_no_trace(threads: ThreadPoolExecutor) -> None:
+    async def returns() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise ValueError
+
+    assert await softly_limited(threads, returns, soft_timeout=3000) == Finished(State.SUCCEEDED, "7")
+    assert failure(await softly_limited(threads, fails, soft_timeout=3000)) == "ValueError"
+    assert await softly_limited(threads, returns) == Finished(State.SUCCEEDED, "7")
+    await asyncio.sleep(0.05)  # the limit's moment comes, and nothing happens
+
+
+async def test_a_soft_limit_that_something_within_swallows_does_not_count_later(threads: ThreadPoolExecutor) -> None:
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    async def handler() -> int:
+        await asyncio.create_task(stubborn())
+        return 7
+
+    assert await softly_limited(threads, handler) == Finished(State.SUCCEEDED, "7")
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_a_commit_is_not_interrupted_by_the_soft_limit(threads: ThreadPoolExecutor) -> None:
+    held = claim(settling=True)
+
+    async def handler() -> str:
+        await asyncio.sleep(0.05)
+        return "committed"
+
+    task = task_of(handler, soft_timeout=0.01, timeout=3600)
+    assert await attempt.run(task, held, threads) == Finished(State.SUCCEEDED, '"committed"')
 
 
 # Being stopped.

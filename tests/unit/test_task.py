@@ -232,10 +232,15 @@ def test_the_registry_knows_its_tasks(outbox: Outbox) -> None:
 
 
 async def plain() -> None: ...
+def no_coroutine() -> None: ...
 
 
 def declared(**options: Any) -> Callable[[Outbox], Any]:
     return lambda outbox: outbox.task(**options)(plain)
+
+
+def declared_plain(**options: Any) -> Callable[[Outbox], Any]:
+    return lambda outbox: outbox.task(**options)(no_coroutine)
 
 
 def handles(handler: Any) -> Callable[[Outbox], Any]:
@@ -268,6 +273,14 @@ WRONG: dict[str, tuple[Callable[[Outbox], Any], str]] = {
     "timeout-negative": (declared(timeout=-1), "timeout"),
     "timeout-nan": (declared(timeout=float("nan")), "timeout"),
     "timeout-too-long": (declared(timeout=timedelta(days=8)), "timeout"),
+    "soft-zero": (declared(timeout=9, soft_timeout=0), "soft_timeout"),
+    "soft-not-below": (declared(timeout=9, soft_timeout=9), "below timeout"),
+    "soft-alone": (declared(soft_timeout=9), "below timeout"),
+    "soft-thread": (declared_plain(timeout=9, soft_timeout=8), "ctx.cancelled"),
+    "isolation-unknown": (declared_plain(isolation="thread"), "must be 'process'"),
+    "isolation-async": (declared(isolation="process"), "write def"),
+    "memory-thread": (declared_plain(memory_limit=2**30), "isolation='process' too"),
+    "memory-small": (declared_plain(memory_limit=1000, isolation="process"), "at least"),
     "no-retries": (declared(retry=0), "max_attempts"),
     "priority": (declared(priority=4), "priority"),
     "queue-empty": (declared(queue=""), "queue"),

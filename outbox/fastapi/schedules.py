@@ -1,0 +1,148 @@
+"""The REST API of schedules, mountable by any application."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request, Response, params
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from outbox import schedule
+from outbox.errors import ScheduleNotFound
+from outbox.fastapi.problems import problem_responses
+from outbox.fastapi.unit_of_work import GetSession
+from outbox.fastapi.views import JobReference, accepted
+from outbox.schedule import CatchUp, Schedule, Scheduled
+from outbox.task import Outbox
+
+UPCOMING = 5
+
+Name = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class ScheduleIn(BaseModel):
+    """What to enqueue again and again, and when."""
+
+    model_config = {"extra": "forbid"}
+
+    task: str = Field(max_length=200)
+    arguments: dict[str, Any] = {}
+    cron: str = Field(max_length=200, description="As cron writes it: '30 9 * * MON-FRI', or @daily and the like.")
+    tz: str = Field("UTC", max_length=100, description="The time zone that it is meant in, as in Europe/Berlin.")
+    catch_up: CatchUp = Field("latest", description="Of the ticks that were missed, which are made up for.")
+    jitter: float = Field(0.0, ge=0, le=86_400, description="Each job is put off by a random part of so many seconds.")
+    queue: str | None = Field(None, max_length=200, description="Another queue than the task's.")
+
+
+class ScheduleView(BaseModel):
+    """A schedule as it stands."""
+
+    name: str
+    task: str
+    arguments: dict[str, Any]
+    cron: str
+    tz: str
+    catch_up: CatchUp
+    jitter: float
+    queue: str
+    declared: bool = Field(description="Whether code says so, or a person, whom no code overrules.")
+    paused_at: datetime | None
+    last_at: datetime | None = Field(description="The latest tick that it has fired for.")
+    upcoming: list[datetime] = Field(description="When it fires next, in UTC; nothing while it is paused.")
+
+
+class SchedulePage(BaseModel):
+    """All schedules, by name."""
+
+    data: list[ScheduleView]
+
+
+def schedules_router(
+    *, session: GetSession, outbox: Outbox, dependencies: Sequence[params.Depends] = (), path: str = "/schedules"
+) -> APIRouter:
+    """The REST API of schedules, to be included under a prefix of your choice.
+
+    :param session: the application's session dependency.
+    :param outbox: the declared tasks, against which arguments are checked.
+    :param dependencies: who may ask; the router checks nothing by itself.
+    """
+    router = APIRouter(prefix=path, tags=["schedules"], dependencies=list(dependencies))
+    Session = Annotated[AsyncSession, Depends(session, scope="function")]  # noqa: N806 - a type
+
+    @router.get("", operation_id="schedules_list")
+    async def list_schedules(session: Session) -> SchedulePage:
+        """All schedules, by name."""
+        return SchedulePage(data=[_view(each) for each in await schedule.all_of_them(session)])
+
+    @router.get("/{name}", operation_id="schedules_get", responses=problem_responses(404, 422))
+    async def get_schedule(session: Session, name: Name) -> ScheduleView:
+        """One schedule, with the next moments at which it fires."""
+        return await _current(session, name)
+
+    @router.put("/{name}", operation_id="schedules_put", responses=problem_responses(422))
+    async def put_schedule(session: Session, name: Name, body: ScheduleIn) -> ScheduleView:
+        """Create a schedule or change it. It then stands above what code declares, until it is deleted."""
+        await schedule.put(session, _schedule(outbox, name, body))
+        return await _current(session, name)
+
+    @router.delete("/{name}", status_code=204, operation_id="schedules_delete", responses=problem_responses(404, 422))
+    async def delete_schedule(session: Session, name: Name) -> None:
+        """Delete a schedule. One that code declares is back when a worker starts: pause it instead."""
+        await schedule.delete(session, name)
+
+    @router.post("/{name}/pause", operation_id="schedules_pause", responses=problem_responses(404, 422))
+    async def pause_schedule(session: Session, name: Name) -> ScheduleView:
+        """Have it fire no more until it is resumed."""
+        await schedule.pause(session, name)
+        return await _current(session, name)
+
+    @router.post("/{name}/resume", operation_id="schedules_resume", responses=problem_responses(404, 422))
+    async def resume_schedule(session: Session, name: Name) -> ScheduleView:
+        """Have it fire again from now on. What it would have fired for meanwhile is not made up for."""
+        await schedule.resume(session, name)
+        return await _current(session, name)
+
+    @router.post("/{name}/fire", status_code=202, operation_id="schedules_fire", responses=problem_responses(404, 422))
+    async def fire_schedule(session: Session, request: Request, response: Response, name: Name) -> JobReference:
+        """Enqueue its job now, paused or not."""
+        return accepted(request, response, await schedule.fire(session, name))[0]
+
+    return router
+
+
+def _schedule(outbox: Outbox, name: str, body: ScheduleIn) -> Schedule:
+    if body.task not in outbox:
+        raise _invalid("task", "this service knows no such task")
+    task = outbox[body.task]
+    try:
+        given = task if body.queue is None else task.options(queue=body.queue)
+        return Schedule(
+            name=name,
+            job=given.job(**body.arguments),
+            cron=body.cron,
+            tz=body.tz,
+            catch_up=body.catch_up,
+            jitter=body.jitter,
+        )
+    except ValueError as exc:
+        field, _, reason = str(exc).partition(":")
+        raise _invalid(field.split()[0], reason.strip()) from exc
+
+
+def _invalid(field: str, reason: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("body", field), "msg": reason, "input": None}])
+
+
+async def _current(session: AsyncSession, name: str) -> ScheduleView:
+    found = await schedule.get(session, name)
+    if found is None:
+        raise ScheduleNotFound(name)
+    return _view(found)
+
+
+def _view(found: Scheduled) -> ScheduleView:
+    values = asdict(found) | {"arguments": found.payload, "upcoming": found.upcoming(UPCOMING)}
+    return ScheduleView(**{field: values[field] for field in ScheduleView.model_fields})
