@@ -91,6 +91,11 @@ class Batch:
         """Known at once; the row is there after the flush."""
         return self._row.id
 
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self._row.name
+
     def __len__(self) -> int:
         return len(self.jobs)
 

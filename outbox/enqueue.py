@@ -10,18 +10,21 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from sqlalchemy import Connection, event, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction, registry
 
 from outbox import flow, sql, unique, wakeup
-from outbox.errors import EnqueueFailed, JobExists
+from outbox.errors import EnqueueFailed, JobExists, QueueFull
 from outbox.newjob import NewJob, columns
 from outbox.table import live_job
 
 _ENQUEUE = text(sql.ENQUEUE)
 _FAILED = "outbox.enqueue_failed"
 _QUEUES = "outbox.queues"
+
+QUEUE_FULL = "OB503"
+"""SQLSTATE of ``outbox.has_room``."""
 
 
 class UnitOfWork(Protocol):
@@ -65,6 +68,15 @@ def refuse_autocommit(connection: Connection) -> None:
 
 
 def _write(connection: Connection, jobs: list[NewJob]) -> None:
+    try:
+        _insert(connection, jobs)
+    except DBAPIError as exc:
+        if _state(exc) == QUEUE_FULL:
+            raise QueueFull(_detail(exc) or "") from exc
+        raise
+
+
+def _insert(connection: Connection, jobs: list[NewJob]) -> None:
     refuse_autocommit(connection)
     flow.write(connection, jobs)
     keyed = [job for job in jobs if job.options.key is not None]
@@ -76,6 +88,19 @@ def _write(connection: Connection, jobs: list[NewJob]) -> None:
         job.is_new = True
     if rejected:
         raise JobExists(rejected)
+
+
+def _state(exc: DBAPIError) -> str | None:
+    """The SQLSTATE, by whatever name the driver has for it."""
+    return getattr(exc.orig, "sqlstate", None) or getattr(exc.orig, "pgcode", None)
+
+
+def _detail(exc: DBAPIError) -> str | None:
+    for each in (exc.orig, getattr(exc.orig, "__cause__", None), getattr(exc.orig, "diag", None)):
+        detail = getattr(each, "detail", None) or getattr(each, "message_detail", None)
+        if detail:
+            return str(detail)
+    return None
 
 
 def _write_in_session(session: Session, jobs: list[NewJob]) -> None:

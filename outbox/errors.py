@@ -4,6 +4,7 @@ OutboxError
 ├── DeclarationError      a task or a setting is declared wrongly; raised at import or start, never at run time
 ├── PayloadInvalid        arguments that do not fit the task, or that cannot be stored; names the path
 ├── EnqueueFailed         the jobs of this transaction could not be written; the transaction must be rolled back
+│   └── QueueFull         because so many jobs wait in their queue already
 ├── JobExists             the key of a job that was to be rejected then is taken; the transaction is as good as before
 ├── JobNotFound           no job has this id
 ├── IllegalTransition     the job is in a state from which the asked move is not legal
@@ -57,6 +58,17 @@ class PayloadInvalid(OutboxError):
 
 class EnqueueFailed(OutboxError):
     """Jobs enqueued in this transaction could not be written, so it must not commit: roll it back."""
+
+
+class QueueFull(EnqueueFailed):
+    """As many jobs wait in the queue as its ceiling allows. Roll back, and try again later.
+
+    :ivar queue: its name.
+    """
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"queue {queue!r} is full: roll back, and try again later")
+        self.queue = queue
 
 
 class JobExists(OutboxError):

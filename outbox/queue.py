@@ -15,7 +15,13 @@ _PAUSE = text(
     """
 )
 _RESUME = text("update outbox.queue set paused_at = null where name = :name")
-_ALL = text("select name, paused_at from outbox.queue order by name")
+_CEILING = text(
+    """
+    insert into outbox.queue (name, ceiling) values (:name, :ceiling)
+    on conflict (name) do update set ceiling = excluded.ceiling
+    """
+)
+_ALL = text("select name, paused_at, ceiling from outbox.queue order by name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +29,12 @@ class Queue:
     """A queue that a person has said something of.
 
     :ivar paused_at: since when none of its jobs is claimed; None if they are.
+    :ivar ceiling: how many jobs may wait in it; None for any number.
     """
 
     name: str
     paused_at: datetime | None
+    ceiling: int | None
 
 
 async def pause(connection: AsyncSession | AsyncConnection, name: str) -> None:
@@ -45,6 +53,22 @@ async def resume(connection: AsyncSession | AsyncConnection, name: str) -> None:
         await connection.execute(_RESUME, {"name": name})
 
 
+async def set_ceiling(connection: AsyncSession | AsyncConnection, name: str, ceiling: int | None) -> None:
+    """Refuse further jobs of this queue, by ``QueueFull``, while so many wait in it; None takes the ceiling away.
+
+    It is as exact as it must be: transactions that are open at the same time do not see each other's jobs. What waits
+    for others, in a group or a flow, does not count. Enqueuing then looks at as many index entries as jobs wait.
+
+    :param ceiling: 0 to 1,000,000.
+    :raises ValueError: if it is not, or no queue can be called so.
+    """
+    if not is_name(name):
+        raise ValueError(f"queue: must be 1 to {MAX_NAME} printable characters")
+    if ceiling is not None and not 0 <= ceiling <= 1_000_000:
+        raise ValueError(f"ceiling: {ceiling}; must be 0 to 1,000,000")
+    await connection.execute(_CEILING, {"name": name, "ceiling": ceiling})
+
+
 async def spoken_of(connection: AsyncSession | AsyncConnection) -> list[Queue]:
     """The queues that a person has said something of, by name."""
-    return [Queue(row.name, row.paused_at) for row in await connection.execute(_ALL)]
+    return [Queue(row.name, row.paused_at, row.ceiling) for row in await connection.execute(_ALL)]

@@ -41,6 +41,7 @@ from unnest(
     id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable, limit_key,
     batch_id, followed, follows, version
 )
+where (select outbox.has_room(cast(:queue as text[])))
 """
 
 # The same for jobs with a key, unless one of them lives.   Index: live_job_key.

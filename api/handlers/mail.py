@@ -9,6 +9,7 @@ from api.database import sessions
 from api.handlers.registry import SettingsDep, outbox
 from api.models import Order, User
 from outbox import INJECTED, Cancel, JobContext, Retry
+from outbox.batch import BatchSummary
 
 MAILS = Retry(max_attempts=10, base=5.0, cap=3600.0, give_up_on=(smtp.HardBounce,))
 
@@ -47,6 +48,30 @@ async def send_receipt(order_id: UUID, *, settings: SettingsDep = INJECTED, ctx:
     message = smtp.compose(settings, to=order.email, subject=f"Your order {order.id}", text=text, job_id=ctx.id)
     await smtp.send(settings, message)
     return Sent(to=order.email, message_id=message["Message-ID"])
+
+
+@outbox.task(queue="mail", priority=0, retry=MAILS, timeout=60)
+async def send_news(
+    user_id: UUID, subject: str, text: str, *, settings: SettingsDep = INJECTED, ctx: JobContext = INJECTED
+) -> None:
+    """Tell somebody who signed up what everybody is told."""
+    async with sessions() as session:
+        user = await session.get(User, user_id)
+    if user is None:
+        raise Cancel("the user has left")
+    message = smtp.compose(
+        settings, to=user.email, subject=subject, text=f"Hello {user.name},\n\n{text}\n", job_id=ctx.id
+    )
+    await smtp.send(settings, message)
+
+
+@outbox.task(queue="mail", retry=MAILS, timeout=60)
+async def report_mailing(batch: BatchSummary, *, settings: SettingsDep = INJECTED, ctx: JobContext = INJECTED) -> None:
+    """Tell the shop how a mailing went."""
+    others = f"{batch.failed} failed, {batch.cancelled} were cancelled"
+    text = f"{batch.succeeded} of {batch.total} mails were sent, {others}.\n"
+    subject = f"Mailing done: {batch.name}"
+    await smtp.send(settings, smtp.compose(settings, to=settings.mail_from, subject=subject, text=text, job_id=ctx.id))
 
 
 def cents(amount: int) -> str:

@@ -3,6 +3,7 @@
 The only package that knows FastAPI; it needs the extra ``outbox[fastapi]`` and is imported by name.
 """
 
+from outbox.fastapi.batches import BatchReference, BatchView, accepted_batch, batches_router
 from outbox.fastapi.problems import Problem, problem, problem_handlers, problem_responses
 from outbox.fastapi.router import status_router
 from outbox.fastapi.schedules import schedules_router
@@ -10,6 +11,8 @@ from outbox.fastapi.unit_of_work import TaskAdder, outbox_tasks, session_depende
 from outbox.fastapi.views import JobPage, JobReference, JobView, Links, accepted
 
 __all__ = [
+    "BatchReference",
+    "BatchView",
     "JobPage",
     "JobReference",
     "JobView",
@@ -17,6 +20,8 @@ __all__ = [
     "Problem",
     "TaskAdder",
     "accepted",
+    "accepted_batch",
+    "batches_router",
     "outbox_tasks",
     "problem",
     "problem_handlers",

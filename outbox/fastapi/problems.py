@@ -15,7 +15,19 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from outbox.connection import is_lost
-from outbox.errors import IllegalTransition, JobExists, JobNotFound, KeyTaken, PayloadInvalid, ScheduleNotFound
+from outbox.errors import (
+    BatchNotFound,
+    IllegalTransition,
+    JobExists,
+    JobNotFound,
+    KeyTaken,
+    PayloadInvalid,
+    QueueFull,
+    ScheduleNotFound,
+)
+
+FULL = 5
+"""Seconds after which it is worth while to ask again of a queue that was full."""
 
 
 class Problem(BaseModel):
@@ -69,12 +81,21 @@ async def _job_not_found(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 404, f"There is no job {exc.id}.")
 
 
+async def _batch_not_found(request: Request, exc: Any) -> JSONResponse:
+    return problem(request, 404, f"There is no batch {exc.id}.")
+
+
 async def _schedule_not_found(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 404, f"There is no schedule {exc.name}.")
 
 
 async def _illegal_transition(request: Request, exc: Any) -> JSONResponse:
     return problem(request, 409, str(exc), state=exc.state, allowed=exc.allowed)
+
+
+async def _queue_full(request: Request, exc: Any) -> JSONResponse:
+    detail = "There is too much to do already; nothing was stored. Try again later."
+    return problem(request, 503, detail, headers={"Retry-After": str(FULL)}, queue=exc.queue)
 
 
 async def _conflict(request: Request, exc: Any) -> JSONResponse:
@@ -101,8 +122,10 @@ _HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _request_invalid,
     PayloadInvalid: _payload_invalid,
     JobNotFound: _job_not_found,
+    BatchNotFound: _batch_not_found,
     ScheduleNotFound: _schedule_not_found,
     IllegalTransition: _illegal_transition,
+    QueueFull: _queue_full,
     JobExists: _conflict,
     KeyTaken: _conflict,
     DBAPIError: _database_error,

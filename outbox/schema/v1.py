@@ -63,6 +63,72 @@ def both_tables(*later: str) -> str:
 
 VIEW_COMMENT = "comment on view outbox.job is 'every job, live and finished'"
 
+# What any version of the SQL door refuses.
+CHECKS = """
+        if jsonb_typeof(enqueue.payload) is distinct from 'object' then
+            raise exception 'outbox.enqueue: payload must be a JSON object of arguments by name, got %',
+                coalesce(jsonb_typeof(enqueue.payload), 'null') using errcode = 'invalid_parameter_value';
+        end if;
+        if octet_length(enqueue.payload::text) > 1000000 then
+            raise exception 'outbox.enqueue: payload is % bytes of JSON, limit 1000000: store it and pass its id',
+                octet_length(enqueue.payload::text) using errcode = 'program_limit_exceeded';
+        end if;
+        if jsonb_path_exists(enqueue.payload,
+            'strict $.**{64 to last} ? (@.type() == "object" || @.type() == "array")')
+        then
+            raise exception 'outbox.enqueue: payload is nested deeper than 64 levels'
+                using errcode = 'program_limit_exceeded';
+        end if;
+        if jsonb_path_exists(enqueue.payload,
+            'strict $.** ? (@.type() == "number" && (@ > 9223372036854775807 || @ < -9223372036854775808))')
+        then
+            raise exception 'outbox.enqueue: payload holds a number beyond 64 bit: pass it as a string'
+                using errcode = 'numeric_value_out_of_range';
+        end if;
+        if jsonb_typeof(enqueue.tags) <> 'array'
+            or jsonb_path_exists(enqueue.tags, 'strict $[*] ? (@.type() != "string" || @ == "")')
+        then
+            raise exception 'outbox.enqueue: tags must be a JSON array of strings that are not empty'
+                using errcode = 'invalid_parameter_value';
+        end if;
+        if enqueue.delay < interval '0' then
+            raise exception 'outbox.enqueue: delay is %, it must not be negative', enqueue.delay
+                using errcode = 'invalid_parameter_value';
+        end if;
+        if enqueue.delay is not null and enqueue.run_at is not null then
+            raise exception 'outbox.enqueue: give delay or run_at, not both' using errcode = 'invalid_parameter_value';
+        end if;
+"""
+
+# The door for triggers, psql and other languages. Same rules as the Python door, as far as the database can know them:
+# it cannot know a task's argument types, nor its declared queue.
+ENQUEUE = (
+    f"""
+    create function outbox.enqueue(
+        task text,
+        payload jsonb default '{{}}',
+        queue text default 'default',
+        delay interval default null,
+        run_at timestamptz default null,
+        priority integer default 1,
+        max_attempts integer default null,
+        tags jsonb default null,
+        id uuid default null
+    ) returns uuid language plpgsql as $$
+    declare
+        new_id uuid := coalesce(enqueue.id, outbox.uuid7());
+    begin
+{CHECKS}        insert into outbox.live_job (id, task, queue, payload, priority, run_at, max_attempts, tags)
+        values (new_id, enqueue.task, enqueue.queue, enqueue.payload, enqueue.priority,
+                coalesce(enqueue.run_at, clock_timestamp() + enqueue.delay, clock_timestamp()),
+                enqueue.max_attempts, enqueue.tags);
+        return new_id;
+    end
+    $$
+    """,
+    "comment on function outbox.enqueue is 'writes one job in the current transaction and returns its id'",
+)
+
 UP = (
     "create schema outbox",
     "comment on schema outbox is 'jobs that are written in the same transaction as business data'",
@@ -174,65 +240,7 @@ UP = (
     select outbox.add_partition(day::date)
     from generate_series((now() at time zone 'UTC')::date, (now() at time zone 'UTC')::date + 3, '1 day') day
     """,
-    # The door for triggers, psql and other languages. Same rules as the Python door, as far as the database can know
-    # them: it cannot know a task's argument types, nor its declared queue.
-    """
-    create function outbox.enqueue(
-        task text,
-        payload jsonb default '{}',
-        queue text default 'default',
-        delay interval default null,
-        run_at timestamptz default null,
-        priority integer default 1,
-        max_attempts integer default null,
-        tags jsonb default null,
-        id uuid default null
-    ) returns uuid language plpgsql as $$
-    declare
-        new_id uuid := coalesce(enqueue.id, outbox.uuid7());
-    begin
-        if jsonb_typeof(enqueue.payload) is distinct from 'object' then
-            raise exception 'outbox.enqueue: payload must be a JSON object of arguments by name, got %',
-                coalesce(jsonb_typeof(enqueue.payload), 'null') using errcode = 'invalid_parameter_value';
-        end if;
-        if octet_length(enqueue.payload::text) > 1000000 then
-            raise exception 'outbox.enqueue: payload is % bytes of JSON, limit 1000000: store it and pass its id',
-                octet_length(enqueue.payload::text) using errcode = 'program_limit_exceeded';
-        end if;
-        if jsonb_path_exists(enqueue.payload,
-            'strict $.**{64 to last} ? (@.type() == "object" || @.type() == "array")')
-        then
-            raise exception 'outbox.enqueue: payload is nested deeper than 64 levels'
-                using errcode = 'program_limit_exceeded';
-        end if;
-        if jsonb_path_exists(enqueue.payload,
-            'strict $.** ? (@.type() == "number" && (@ > 9223372036854775807 || @ < -9223372036854775808))')
-        then
-            raise exception 'outbox.enqueue: payload holds a number beyond 64 bit: pass it as a string'
-                using errcode = 'numeric_value_out_of_range';
-        end if;
-        if jsonb_typeof(enqueue.tags) <> 'array'
-            or jsonb_path_exists(enqueue.tags, 'strict $[*] ? (@.type() != "string" || @ == "")')
-        then
-            raise exception 'outbox.enqueue: tags must be a JSON array of strings that are not empty'
-                using errcode = 'invalid_parameter_value';
-        end if;
-        if enqueue.delay < interval '0' then
-            raise exception 'outbox.enqueue: delay is %, it must not be negative', enqueue.delay
-                using errcode = 'invalid_parameter_value';
-        end if;
-        if enqueue.delay is not null and enqueue.run_at is not null then
-            raise exception 'outbox.enqueue: give delay or run_at, not both' using errcode = 'invalid_parameter_value';
-        end if;
-        insert into outbox.live_job (id, task, queue, payload, priority, run_at, max_attempts, tags)
-        values (new_id, enqueue.task, enqueue.queue, enqueue.payload, enqueue.priority,
-                coalesce(enqueue.run_at, clock_timestamp() + enqueue.delay, clock_timestamp()),
-                enqueue.max_attempts, enqueue.tags);
-        return new_id;
-    end
-    $$
-    """,
-    "comment on function outbox.enqueue is 'writes one job in the current transaction and returns its id'",
+    *ENQUEUE,
     "insert into outbox.schema_version (version) values (1)",
 )
 

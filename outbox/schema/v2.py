@@ -1,6 +1,6 @@
 """Version 2 of the ``outbox`` schema: keys, versions, checkpoints, groups, and jobs settled by their handlers."""
 
-from outbox.schema import flow, group, limit, schedule, v1
+from outbox.schema import door, flow, group, limit, queue, schedule, v1
 
 _COMMENTS = {
     "key": "what makes the job unique among the live ones of its task; null: nothing does",
@@ -50,20 +50,12 @@ UP = (
     "comment on column outbox.held_key.job_id is 'the job that has it'",
     "comment on column outbox.held_key.until is 'when it is free again'",
     "create index held_key_until on outbox.held_key (until)",
-    """
-    create table outbox.queue (
-        name       text primary key,
-        paused_at  timestamptz,
-        constraint queue_name check (length(name) between 1 and 200)
-    )
-    """,
-    "comment on table outbox.queue is 'queues that a person has said something of; all others are as they are'",
-    "comment on column outbox.queue.name is 'the name that jobs and workers say'",
-    "comment on column outbox.queue.paused_at is 'no job of it is claimed from then on; null: claimed as usual'",
+    *queue.UP,
     *limit.UP,
     *group.UP,
     *schedule.UP,
     *flow.UP,
+    *door.UP,
     "create or replace view outbox.job as " + v1.both_tables(*_COMMENTS),
     # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
     # without the worker's planner settings. A function brings its own.
@@ -135,10 +127,11 @@ DOWN = (
     "drop function outbox.keep",
     "drop function outbox.finish",
     *schedule.DOWN,
+    *door.DOWN,
     *flow.DOWN,
     *group.DOWN,
     *limit.DOWN,
-    "drop table outbox.queue",
+    *queue.DOWN,
     "drop table outbox.held_key",
     "drop view outbox.job",
     "alter table outbox.live_job drop constraint live_job_key_length",

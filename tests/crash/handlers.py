@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from outbox import INJECTED, JobContext, Outbox, Retry
+from outbox.batch import BatchSummary
 
 outbox = Outbox()
 
@@ -126,6 +127,13 @@ def later_in_thread(*, ctx: JobContext = INJECTED) -> Result:
         if ctx.fence == 2:
             raise Retry.after(3600)
     return result
+
+
+@outbox.task(retry=THRICE)
+async def called_back(batch: BatchSummary, *, ctx: JobContext = INJECTED) -> Result:
+    """What a batch calls back."""
+    with _told(ctx) as result:
+        return result | {"succeeded": batch.succeeded}
 
 
 @outbox.task(retry=THRICE)

@@ -156,3 +156,35 @@ async def test_ids_of_the_database_are_in_the_order_of_time_and_never_the_same(d
     assert times == sorted(times)
     now = await db.fetchval("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
     assert 0 <= now - times[-1] < 600_000
+
+
+async def test_a_key_a_group_and_a_turn(engine: AsyncEngine, db: asyncpg.Connection) -> None:
+    say = """
+        select outbox.enqueue('send', key => 'k', on_conflict => $1, "group" => 'g', passable => true,
+                              limit_key => 't', version => 3)
+    """
+    first = await db.fetchval(say, "keep")
+    job = await factories.read(engine, first)
+    assert (job.key, job.group_key, job.passable, job.blocked) == ("k", "g", True, "new")
+    assert (job.limit_key, job.limited, job.version) == ("t", False, 3)
+    assert await db.fetchval(say, "keep") == first
+    with pytest.raises(asyncpg.PostgresError, match="already") as refused:
+        await db.execute(say.replace("$1", "'reject'"))
+    assert (refused.value.sqlstate, refused.value.detail) == ("OB409", str(first))
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="keep or reject"):
+        await db.execute(say.replace("$1", "'replace'"))
+    assert await factories.count(engine) == 1
+
+
+async def test_an_id_that_is_taken_is_an_error_and_no_other_job(db: asyncpg.Connection) -> None:
+    id = await db.fetchval("select outbox.enqueue('send')")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await db.execute("select outbox.enqueue('send', id => $1)", id)
+
+
+async def test_a_limit_holds_for_its_jobs_too(engine: AsyncEngine, db: asyncpg.Connection) -> None:
+    await db.execute(
+        "insert into outbox.job_limit (scope, name, per_key, concurrency) values ('queue', 'mail', false, 1)"
+    )
+    id = await db.fetchval("select outbox.enqueue('send', queue => 'mail')")
+    assert (await factories.read(engine, id)).limited

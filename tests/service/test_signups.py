@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from outbox import State
+from outbox import State, queue
 from tests.service.conftest import Work
 from tests.service.servers import Mailbox
 
@@ -79,3 +79,16 @@ async def test_a_mail_that_is_refused_for_good_is_not_sent_again(
     assert (job.state, job.attempt) == (State.FAILED, 1)
     assert "HardBounce" in job.errors[-1]["type"]
     assert "nobody here" not in job.errors[-1]["message"]
+
+
+async def test_a_queue_that_is_full_is_answered_with_503_and_nothing_is_stored(
+    client: httpx2.AsyncClient, connection: AsyncConnection
+) -> None:
+    await queue.set_ceiling(connection, "mail", 0)
+    answer = await client.post("/v1/signups", json=ADA)
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+    assert answer.json()["queue"] == "mail"
+    assert int(answer.headers["retry-after"]) > 0
+    assert await connection.scalar(text("select count(*) from users")) == 0
+    await queue.set_ceiling(connection, "mail", 1)
+    assert (await client.post("/v1/signups", json=ADA)).status_code == 202
