@@ -202,8 +202,8 @@ def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
         "group": [job.options.group for job in jobs],
         "passable": [job.options.passable for job in jobs],
         "limit_key": [job.options.limit_key for job in jobs],
+        "version": [job.version for job in jobs],
         "batch": [job.batch and str(job.batch.id) for job in jobs],
         "followed": [job.followed for job in jobs],
         "follows": [bool(job.options.after) for job in jobs],
-        "version": [job.version for job in jobs],
     }

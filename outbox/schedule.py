@@ -28,7 +28,7 @@ class Schedule:
     """What is enqueued again and again, and when.
 
     :param name: 1 to 200 printable characters; a schedule is known by it.
-    :param job: the job to enqueue, made by ``task.job(...)``; each tick gets one of its own.
+    :param job: the job to enqueue, made by ``task.job(...)``; each tick gets one of its own. Not with secrets.
     :param cron: when it fires: see ``cron``.
     :param tz: the time zone that this is meant in.
     :param catch_up: of the ticks that were missed because no worker ran: ``skip`` them all, make up for the ``latest``
@@ -55,7 +55,7 @@ class Schedule:
         if options.key is not None or options.run_at or seconds(options.delay) or options.passable or options.after:
             raise ValueError("job: a schedule says when its jobs run: not with key, delay, run_at, passable or after")
         if self.job.is_sealed:
-            raise ValueError("job: its secrets open for one job only; have the task look them up when it runs")
+            raise ValueError("job: its secrets open for itself, and each tick gets a job of its own: not with secrets")
         seconds(self.jitter)
         Cron(self.cron, self.tz)
 
@@ -109,19 +109,19 @@ _JOB = text(
 _PUT = text(
     """
     insert into outbox.schedule (
-        name, expression, tz, catch_up, jitter, task, payload, version, queue, priority, max_attempts, tags, group_key,
-        limit_key, moment, declared, next_at
+        name, expression, tz, catch_up, jitter, task, payload, queue, priority, max_attempts, tags, group_key,
+        limit_key, moment, version, declared, next_at
     ) values (
-        :name, :expression, :tz, :catch_up, :jitter, :task, cast(cast(:payload as text) as jsonb), :version, :queue,
-        :priority,
-        :max_attempts, cast(cast(:tags as text) as jsonb), :group_key, :limit_key, :moment, false, :next_at
+        :name, :expression, :tz, :catch_up, :jitter, :task, cast(cast(:payload as text) as jsonb), :queue, :priority,
+        :max_attempts, cast(cast(:tags as text) as jsonb), :group_key, :limit_key, :moment, :version, false,
+        :next_at
     )
     on conflict (name) do update set
         expression = excluded.expression, tz = excluded.tz, catch_up = excluded.catch_up, jitter = excluded.jitter,
-        task = excluded.task, payload = excluded.payload, version = excluded.version, queue = excluded.queue,
-        priority = excluded.priority,
+        task = excluded.task, payload = excluded.payload, queue = excluded.queue, priority = excluded.priority,
         max_attempts = excluded.max_attempts, tags = excluded.tags, group_key = excluded.group_key,
-        limit_key = excluded.limit_key, moment = excluded.moment, declared = false, next_at = excluded.next_at
+        limit_key = excluded.limit_key, moment = excluded.moment, version = excluded.version, declared = false,
+        next_at = excluded.next_at
     """
 )
 
@@ -179,8 +179,9 @@ async def fire(connection: AsyncSession | AsyncConnection, name: str) -> NewJob:
         group=row["group_key"],
         limit_key=row["limit_key"],
     )
-    [job] = await enqueue.add_many(connection, [NewJob(row["task"], row["payload"], options, version=row["version"])])
-    return job
+    job = NewJob(row["task"], row["payload"], options, version=row["version"])
+    [written] = await enqueue.add_many(connection, [job])
+    return written
 
 
 async def get(connection: AsyncSession | AsyncConnection, name: str) -> Scheduled | None:
@@ -210,7 +211,6 @@ def values(schedule: Schedule) -> dict[str, Any]:
         "jitter": seconds(schedule.jitter),
         "task": schedule.job.task,
         "payload": schedule.job.payload,
-        "version": schedule.job.version,
         "queue": schedule.job.queue,
         "priority": options.priority,
         "max_attempts": options.max_attempts,
@@ -218,6 +218,7 @@ def values(schedule: Schedule) -> dict[str, Any]:
         "group_key": options.group,
         "limit_key": options.limit_key,
         "moment": schedule.moment,
+        "version": schedule.job.version,
     }
 
 

@@ -64,6 +64,9 @@ where live_job.state = 'pending' and live_job.fence = 0
 returning id, task, key
 """
 
+# Secrets open for the id that they were sealed for. Of a job that has just been replaced it is known only now.
+RESEAL = "update outbox.live_job set payload = cast(:payload as jsonb) where id = :id"
+
 # Before jobs of batches are written: the batches, or so many more jobs in them.
 COUNT_IN = """
 insert into outbox.batch as known (id, name, callbacks, total)
@@ -83,9 +86,6 @@ select job_id, after_id, position, anyway
 from unnest(cast(:job as uuid[]), cast(:after as uuid[]), cast(:position as smallint[]), cast(:anyway as boolean[]))
     as dependency (job_id, after_id, position, anyway)
 """
-
-# Secrets open for the id that they were sealed for. Of a job that has just been replaced it is known only now.
-RESEAL = "update outbox.live_job set payload = cast(:payload as jsonb) where id = :id"
 
 # Who has these keys?   Index: live_job_key.
 FIND_KEYS = """
@@ -180,7 +180,7 @@ with taken as materialized (
     ))
     returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
               live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect, live.checkpoint::text,
-              live.group_key, live.version, live.followed or live.batch_id is not null as followed
+              live.group_key, live.followed or live.batch_id is not null as followed, live.version
 )
 select * from claimed
 union all
@@ -296,7 +296,7 @@ where live.id = any (array(
 ))
 returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
           live.max_attempts, live.fence, live.created_at, live.lost >= $8 as suspect, live.checkpoint::text,
-          live.group_key, live.version, live.followed or live.batch_id is not null as followed, live.limit_key
+          live.group_key, live.followed or live.batch_id is not null as followed, live.version, live.limit_key
 """
 
 # Take tokens for the jobs that start. A bucket is the moment at which it will be full again.

@@ -28,24 +28,25 @@ DUE = 20
 _WITHDRAW = "delete from outbox.schedule where declared and task = any ($1::text[]) and name <> all ($2::text[])"
 _DECLARE = """
 insert into outbox.schedule as known (
-    name, expression, tz, catch_up, jitter, task, payload, version, queue, priority, max_attempts, tags, group_key,
-    limit_key, moment, declared, next_at
+    name, expression, tz, catch_up, jitter, task, payload, queue, priority, max_attempts, tags, group_key, limit_key,
+    moment, version, declared, next_at
 )
-select name, expression, tz, catch_up, jitter, task, payload::jsonb, version, queue, priority, max_attempts,
-       tags::jsonb, group_key, limit_key, moment, true, next_at
+select name, expression, tz, catch_up, jitter, task, payload::jsonb, queue, priority, max_attempts, tags::jsonb,
+       group_key, limit_key, moment, version, true, next_at
 from unnest(
-    $1::text[], $2::text[], $3::text[], $4::text[], $5::double precision[], $6::text[], $7::text[], $8::smallint[],
-    $9::text[], $10::smallint[], $11::smallint[], $12::text[], $13::text[], $14::text[], $15::text[], $16::timestamptz[]
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::double precision[], $6::text[], $7::text[], $8::text[],
+    $9::smallint[], $10::smallint[], $11::text[], $12::text[], $13::text[], $14::text[], $15::smallint[],
+    $16::timestamptz[]
 ) as given (
-    name, expression, tz, catch_up, jitter, task, payload, version, queue, priority, max_attempts, tags, group_key,
-    limit_key, moment, next_at
+    name, expression, tz, catch_up, jitter, task, payload, queue, priority, max_attempts, tags, group_key, limit_key,
+    moment, version, next_at
 )
 order by name
 on conflict (name) do update set
     expression = excluded.expression, tz = excluded.tz, catch_up = excluded.catch_up, jitter = excluded.jitter,
-    task = excluded.task, payload = excluded.payload, version = excluded.version, queue = excluded.queue,
-    priority = excluded.priority, max_attempts = excluded.max_attempts, tags = excluded.tags,
-    group_key = excluded.group_key, limit_key = excluded.limit_key, moment = excluded.moment,
+    task = excluded.task, payload = excluded.payload, queue = excluded.queue, priority = excluded.priority,
+    max_attempts = excluded.max_attempts, tags = excluded.tags, group_key = excluded.group_key,
+    limit_key = excluded.limit_key, moment = excluded.moment, version = excluded.version,
     next_at = case when (known.expression, known.tz) = (excluded.expression, excluded.tz) then known.next_at
                    else excluded.next_at end
 where known.declared

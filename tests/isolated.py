@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from outbox import INJECTED, Cancel, Depends, JobContext, Outbox, Retry, Snooze
 from outbox.errors import SoftTimeout
+from outbox.secret import Keyring
 
 outbox = Outbox()
 
@@ -256,3 +257,21 @@ def _hidden() -> None: ...
 
 
 another_name = outbox.task(name="renamed", isolation="process")(_hidden)
+
+
+sealed = Outbox(secrets=Keyring({"test": bytes(32)}, current="test"))
+
+
+@sealed.task(isolation="process", retry=RETRY, version=2)
+def uses_secret(key: SecretStr) -> SecretStr:
+    return SecretStr(key.get_secret_value()[::-1])
+
+
+@uses_secret.upcast(1)
+def _rename(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"key": arguments["password"]}
+
+
+@sealed.task(isolation="process", retry=1)
+def fails_with_secret(key: SecretStr) -> None:
+    raise KeyError(key.get_secret_value())

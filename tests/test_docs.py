@@ -89,27 +89,6 @@ async def test_add_task_of_a_plain_function_says_what_to_write(sessions: async_s
             TaskAdder(session).add_task(plain)  # type: ignore[arg-type]  # that is the mistake
 
 
-async def test_a_handler_in_a_child_process_runs_within_its_limits(
-    sessions: async_sessionmaker[AsyncSession], database_url: str
-) -> None:
-    # Not by load(): the child has to find the module, too.
-    example = importlib.import_module("docs.examples.isolation")
-    async with sessions() as session, session.begin():
-        job = example.render.enqueue(session, 3)
-
-    async def ended() -> Job | None:
-        async with sessions() as session:
-            found = await status.get(session, job.id)
-        return found if found is not None and found.done else None
-
-    worker = Worker(example.outbox, database_url)
-    working = asyncio.create_task(worker.run())
-    found = await eventually(ended)
-    worker.stop()
-    assert await working
-    assert (found and found.result) == "3 pages"
-
-
 async def test_the_secrets_of_the_page_run_and_are_not_readable(
     sessions: async_sessionmaker[AsyncSession], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,3 +137,24 @@ async def worked(
     worker.stop()
     assert await working
     return jobs
+
+
+async def test_a_handler_in_a_child_process_runs_within_its_limits(
+    sessions: async_sessionmaker[AsyncSession], database_url: str
+) -> None:
+    # Not by load(): the child has to find the module, too.
+    example = importlib.import_module("docs.examples.isolation")
+    async with sessions() as session, session.begin():
+        job = example.render.enqueue(session, 3)
+
+    async def ended() -> Job | None:
+        async with sessions() as session:
+            found = await status.get(session, job.id)
+        return found if found is not None and found.done else None
+
+    worker = Worker(example.outbox, database_url)
+    working = asyncio.create_task(worker.run())
+    found = await eventually(ended)
+    worker.stop()
+    assert await working
+    assert (found and found.result) == "3 pages"

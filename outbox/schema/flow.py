@@ -123,8 +123,7 @@ UP = (
                    or call.queue = any (array(select name from outbox.job_limit where scope = 'queue'))
         from jsonb_to_recordset((batch).callbacks) as call (
             outcome text, id uuid, task text, queue text, payload jsonb, version smallint, argument text,
-            priority smallint,
-            max_attempts smallint, tags jsonb, group_key text, limit_key text
+            priority smallint, max_attempts smallint, tags jsonb, group_key text, limit_key text
         )
         where call.outcome = 'complete'
            or call.outcome = case when (batch).succeeded = (batch).total then 'success' else 'failure' end

@@ -18,9 +18,10 @@ from outbox import INJECTED, JobContext, Outbox, Retry, State, control, migrate
 from outbox.connection import Link
 from outbox.errors import DeclarationError, JobNotFound, PayloadInvalid
 from outbox.fastapi import problem_handlers, session_dependency, status_router
+from outbox.schedule import Schedule
 from outbox.secret import MASK, Keyring
 from outbox.worker import Worker
-from tests import factories
+from tests import factories, isolated
 from tests.database.workers import drained, settings, working
 from tests.factories import read
 
@@ -249,6 +250,31 @@ async def test_what_sql_wrote_in_clear_is_taken_as_it_is(
         await drained(engine)
     async with engine.connect() as connection:
         assert await outbox["give"].result_of(connection, id) == [SecretStr(CANARY)]
+
+
+async def test_a_child_process_opens_and_seals_as_well(
+    engine: AsyncEngine,
+    sessions: Sessions,
+    db: asyncpg.Connection,
+    database_url: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async with sessions.begin() as session:
+        used = isolated.uses_secret.enqueue(session, SecretStr(CANARY))
+        failed = isolated.fails_with_secret.enqueue(session, SecretStr(CANARY))
+    async with working(isolated.sealed, database_url):
+        await drained(engine)
+    assert (await read(engine, failed.id)).errors[-1]["message"] == f"'{MASK}'"
+    said = capfd.readouterr()
+    assert CANARY not in await everything(db) + said.out + said.err
+    async with engine.connect() as connection:
+        assert await isolated.uses_secret.result_of(connection, used.id) == SecretStr(CANARY[::-1])
+
+
+def test_a_schedule_cannot_have_secrets() -> None:
+    outbox, _ = declare()
+    with pytest.raises(ValueError, match="each tick gets a job of its own: not with secrets"):
+        Schedule(name="s", job=outbox["give"].job(CANARY), cron="* * * * *")
 
 
 # Results.

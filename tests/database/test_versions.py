@@ -3,17 +3,21 @@
 from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from outbox import Limit, Outbox, Retry, State
+from outbox import Limit, Outbox, Retry, State, schedule, ticks
 from outbox import claim as claims
+from outbox.batch import Batch, BatchSummary
 from outbox.connection import Link
 from outbox.errors import DeclarationError
+from outbox.outcome import Finished
+from outbox.schedule import Schedule
 from outbox.task import Task
 from outbox.turns import Turns
 from outbox.worker import Worker
-from tests import factories
+from tests import factories, isolated
 from tests.database.workers import drained, in_state, working
 from tests.factories import plant, read
 from tests.waiting import eventually
@@ -140,6 +144,53 @@ async def test_thousands_have_their_version_too(engine: AsyncEngine, sessions: S
     async with sessions.begin() as session:
         await outbox.enqueue_many(session, [send.job("ada") for _ in range(3)])
     assert {job.version for job in await factories.read_all(engine)} == {2}
+
+
+async def test_an_isolated_task_is_given_what_was_lifted(engine: AsyncEngine, database_url: str) -> None:
+    id = await plant(engine, task="uses_secret", payload={"password": "ada"})
+    async with working(isolated.sealed, database_url):
+        await drained(engine)
+    assert (await read(engine, id)).state is State.SUCCEEDED
+
+
+async def test_what_a_schedule_enqueues_has_its_version(
+    engine: AsyncEngine, sessions: Sessions, link: Link, db: asyncpg.Connection
+) -> None:
+    outbox, send = release(2)
+    outbox.cron("* * * * *", name="declared", arguments={"to": "ada"})(send)
+    await ticks.declare(link, ["send"], outbox.schedules)
+    async with sessions.begin() as session:
+        await schedule.put(session, Schedule(name="put", job=send.job("ada"), cron="* * * * *"))
+        await schedule.fire(session, "put")
+        await schedule.fire(session, "declared")
+    await db.execute("update outbox.schedule set next_at = date_trunc('minute', clock_timestamp())")
+    assert await ticks.fire_due(link, ["send"]) == 2
+    assert [job.version for job in await factories.read_all(engine)] == [2] * 4
+
+
+async def test_a_newer_release_gives_its_schedules_their_new_version(
+    sessions: Sessions, link: Link, db: asyncpg.Connection
+) -> None:
+    for version in (1, 2):
+        outbox, send = release(version)
+        outbox.cron("* * * * *", name="declared", arguments={"to": "ada"})(send)
+        await ticks.declare(link, ["send"], outbox.schedules)
+        async with sessions.begin() as session:
+            await schedule.put(session, Schedule(name="put", job=send.job("ada"), cron="* * * * *"))
+    assert [row["version"] for row in await db.fetch("select version from outbox.schedule")] == [2, 2]
+
+
+async def test_what_a_batch_calls_back_has_its_version(engine: AsyncEngine, sessions: Sessions, link: Link) -> None:
+    outbox = Outbox()
+
+    @outbox.task(version=3)
+    async def done(batch: BatchSummary) -> None: ...
+
+    async with sessions.begin() as session:
+        Batch("b", [release(1)[1].job("ada")], on_complete=done).enqueue(session)
+    taken = await claims.take(link, {"default": 1}, {"send": 8}, factories.WORKER, 30)
+    await claims.settle(link, [(taken[0], Finished(State.SUCCEEDED))])
+    assert {job.task: job.version for job in await factories.read_all(engine)} == {"send": 1, "done": 3}
 
 
 def test_a_worker_does_not_start_while_an_upcaster_is_missing() -> None:
