@@ -120,6 +120,41 @@ async def test_the_versions_of_the_page_are_all_run_and_pass_the_check(
     ]
 
 
+async def test_the_flow_of_the_page_is_counted_and_reported(
+    sessions: async_sessionmaker[AsyncSession], database_url: str
+) -> None:
+    example = load(ROOT / "docs" / "examples" / "batches_and_flows.py")
+    async with sessions.begin() as session:
+        batch = await example.publish(session, 7, ["ada", "bob", "cy"])
+    jobs = await worked(example.outbox, sessions, database_url, ["default"], *(job.id for job in batch))
+    assert [job.result for job in jobs] == ["Issue 7", "sent to ada", "sent to bob", "sent to cy", 7]
+    async with sessions() as session:
+        called = (await session.execute(text("select id from outbox.job where task = 'report'"))).scalar_one()
+    [report] = await worked(example.outbox, sessions, database_url, ["default"], called)
+    assert report.result == "issue 7: 5 of 5"
+
+
+async def test_the_ceiling_of_the_page_is_answered_with_503(
+    sessions: async_sessionmaker[AsyncSession],
+) -> None:
+    example = load(ROOT / "docs" / "examples" / "back_pressure.py")
+
+    @example.app.post("/signups")  # type: ignore[untyped-decorator]  # the module is loaded by its path
+    async def sign_up() -> None:
+        async with sessions.begin() as session:
+            example.send_welcome.enqueue(session, "ada@example.com")
+
+    async with sessions.begin() as session:
+        await example.set_up(session)
+        await session.execute(text("update outbox.queue set ceiling = 1"))
+    transport = httpx2.ASGITransport(app=example.app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://shop") as client:
+        assert (await client.post("/signups")).status_code == 200
+        refused = await client.post("/signups")
+    assert (refused.status_code, refused.json()["queue"]) == (503, "mail")
+    assert int(refused.headers["retry-after"]) > 0
+
+
 async def worked(
     outbox: Outbox, sessions: async_sessionmaker[AsyncSession], url: str, queues: list[str], *ids: UUID
 ) -> list[Job]:
