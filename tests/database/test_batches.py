@@ -249,6 +249,30 @@ async def test_a_cancel_reaches_what_is_being_settled_meanwhile(
         assert sum(ended) == total, "some still live"
 
 
+async def test_a_cancel_waits_for_one_that_is_about_to_wait_again(
+    sessions: Sessions, link: Link, db: asyncpg.Connection
+) -> None:
+    given = await enqueued(sessions, of(2))
+    first, _ = await take(link)
+    postponing = db.transaction()
+    await postponing.start()
+    await db.execute("update outbox.live_job set state = 'pending', lease_until = null where id = $1", first.id)
+
+    async def cancel() -> BatchState:
+        async with sessions.begin() as session:
+            return await batch.cancel(session, given.id)
+
+    async def looks_again() -> bool:
+        return bool(
+            await link.fetch("select from pg_stat_activity where wait_event = 'PgSleep' and query ~ 'cancel_batch'")
+        )
+
+    cancelling = asyncio.create_task(cancel())
+    await eventually(looks_again)
+    await postponing.commit()
+    assert (await cancelling).cancelled == 1
+
+
 async def test_one_that_is_not_there_is_said_so(sessions: Sessions) -> None:
     async with sessions() as session:
         assert await batch.get(session, uuid4()) is None
