@@ -14,7 +14,7 @@ from outbox.errors import ResultNotStored
 from outbox.job import MAX_LOST, State
 from outbox.newjob import PRIORITIES
 from outbox.outcome import Error, Finished, Outcome, Postponed
-from outbox.turns import Turns
+from outbox.turns import Terms, Turns
 
 Settlement = tuple[Claim, Outcome]
 
@@ -48,32 +48,20 @@ async def take(
     :param suspect: whether one of them may be a job that fails if it loses one worker more.
     :param free: the free slots of each queue: as many limited jobs at most, so that none is held up here that could run
         elsewhere; as many as wanted unless given.
-    :param turns: where the turns of limited jobs stand; without it none of them is taken.
+    :param turns: where the turns of limited jobs stand; they begin anew unless given.
     :param versions: the highest payload version that this worker knows of each task; 1 where nothing is said.
     """
-    known = json.dumps({task: (versions or {}).get(task, 1) for task in tasks})
-    rest = (list(levels), known, worker_id, lease, MAX_LOST - 1)
-    rows = await link.fetch(sql.CLAIM, list(wanted), list(wanted.values()), *rest, suspect)
-    waiting = {row["task"] for row in rows if row["id"] is None}
-    rows = [row for row in rows if row["id"] is not None]
-    if turns is not None:
-        turns.again = None
+    terms = Terms(
+        known=json.dumps({task: (versions or {}).get(task, 1) for task in tasks}),
+        worker_id=worker_id,
+        lease=lease,
+        levels=levels,
+        suspect_from=MAX_LOST - 1,
+        suspect=suspect,
+    )
+    rows: list[asyncpg.Record] = []
     try:
-        if "groups" in waiting and await _admit(link) and (still := _left(wanted, rows)):
-            may = suspect and not _have_suspect(rows)
-            more = await link.fetch(sql.CLAIM, list(still), list(still.values()), *rest, may)
-            rows += [row for row in more if row["id"] is not None]
-        if "limits" in waiting and turns is not None and (still := _left(free or wanted, rows)):
-            rows += await turns.take(
-                link,
-                still,
-                known,
-                worker_id,
-                lease,
-                levels=levels,
-                suspect_from=MAX_LOST - 1,
-                suspect=suspect and not _have_suspect(rows),
-            )
+        await _take(link, wanted, wanted if free is None else free, terms, turns or Turns(), rows)
     except FAILURES:
         if not rows:
             raise
@@ -104,6 +92,52 @@ async def take(
     return claims
 
 
+async def _take(
+    link: Link,
+    wanted: Mapping[str, int],
+    free: Mapping[str, int],
+    terms: Terms,
+    turns: Turns,
+    rows: list[asyncpg.Record],
+) -> None:
+    """Fill ``rows`` with jobs without limits, with those that may run now in their groups, and with limited ones.
+
+    Where the others left no room for limited ones, these come first the next time.
+    """
+    turns.again = None
+    if turns.owed:
+        rows += await turns.take(link, wanted, terms)
+    turns.owed = False
+    waiting = await _plain(link, wanted, terms, rows)
+    if "groups" in waiting and await _admit(link):
+        await _plain(link, wanted, terms, rows)
+    if "limits" in waiting:
+        still = _left(free, rows)
+        turns.owed = len(still) < len(free)
+        if still:
+            rows += await turns.take(link, still, terms.after(rows))
+
+
+async def _plain(link: Link, wanted: Mapping[str, int], terms: Terms, rows: list[asyncpg.Record]) -> set[str]:
+    """Add jobs without limits to what has been taken; what else waits, of groups and limits."""
+    still = _left(wanted, rows)
+    if not still:
+        return set()
+    came = await link.fetch(
+        sql.CLAIM,
+        list(still),
+        list(still.values()),
+        list(terms.levels),
+        terms.known,
+        terms.worker_id,
+        terms.lease,
+        terms.suspect_from,
+        terms.after(rows).suspect,
+    )
+    rows += [row for row in came if row["id"] is not None]
+    return {row["task"] for row in came if row["id"] is None}
+
+
 async def _admit(link: Link) -> bool:
     """Let jobs into their groups; whether one of them may be claimed now."""
     rows = await link.fetch(sql.ADMIT, ADMITTED)
@@ -113,10 +147,6 @@ async def _admit(link: Link) -> bool:
 def _left(wanted: Mapping[str, int], rows: Sequence[asyncpg.Record]) -> dict[str, int]:
     came = Counter(row["queue"] for row in rows)
     return {queue: slots - came[queue] for queue, slots in wanted.items() if slots > came[queue]}
-
-
-def _have_suspect(rows: Sequence[asyncpg.Record]) -> bool:
-    return any(row["suspect"] for row in rows)
 
 
 def levels(turn: int) -> Sequence[int]:

@@ -7,7 +7,7 @@ known under its lock, which is only ever tried: where another worker has it, the
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import asyncpg
@@ -41,32 +41,46 @@ class Turn:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On what terms a worker claims.
+
+    :ivar known: its tasks with the highest payload version that it knows of each, as ``sql.CLAIM`` takes them.
+    :ivar lease: seconds that its claims are good for.
+    :ivar levels: the priorities in the order in which they are taken.
+    :ivar suspect_from: how many workers a suspect has lost.
+    :ivar suspect: whether one of the jobs may be a suspect.
+    """
+
+    known: str
+    worker_id: UUID
+    lease: float
+    levels: Sequence[int]
+    suspect_from: int
+    suspect: bool
+
+    def after(self, rows: Sequence[asyncpg.Record]) -> "Terms":
+        """On what terms to go on when these have been taken."""
+        return replace(self, suspect=self.suspect and not any(row["suspect"] for row in rows))
+
+
 @dataclass(slots=True)
 class Turns:
     """Where the turns of one worker stand.
 
     :ivar again: seconds until a token will be there that is missing now; None if none is.
+    :ivar owed: whether limited jobs wait and other ones took all the room; then it is theirs first the next time.
     """
 
     again: float | None = None
+    owed: bool = False
     _last: dict[str, Turn] = field(default_factory=dict)
 
-    async def take(
-        self,
-        link: Link,
-        wanted: Mapping[str, int],
-        known: str,
-        worker_id: UUID,
-        lease: float,
-        *,
-        levels: Sequence[int],
-        suspect_from: int,
-        suspect: bool,
-    ) -> list[asyncpg.Record]:
-        """Claim limited jobs; the arguments are those of ``claim.take``, ``known`` those of ``sql.CLAIM``."""
+    async def take(self, link: Link, wanted: Mapping[str, int], terms: Terms) -> list[asyncpg.Record]:
+        """Claim limited jobs, for each queue at most as many as wanted."""
         self.again = None
         async with link.transaction():
-            turns = await self._look(link, wanted, known, levels)
+            turns = await self._look(link, wanted, terms)
             room, rated = await self._rooms(link, turns) if any(turn.due for turn in turns) else ({}, set())
             shares = share(turns, wanted, room)
             self._move_on(turns, wanted, shares)
@@ -78,17 +92,17 @@ class Turns:
                 [turn.task for turn in shares],
                 [turn.key for turn in shares],
                 list(shares.values()),
-                list(levels),
-                worker_id,
-                lease,
-                suspect_from,
-                suspect,
-                known,
+                list(terms.levels),
+                terms.worker_id,
+                terms.lease,
+                terms.suspect_from,
+                terms.suspect,
+                terms.known,
             )
             await _spend(link, rows, rated)
         return rows
 
-    async def _look(self, link: Link, wanted: Mapping[str, int], known: str, levels: Sequence[int]) -> list[Turn]:
+    async def _look(self, link: Link, wanted: Mapping[str, int], terms: Terms) -> list[Turn]:
         last = [self._last.get(queue, Turn(queue, "", "")) for queue in wanted]
         rows = await link.fetch(
             sql.TURNS,
@@ -96,8 +110,8 @@ class Turns:
             list(wanted.values()),
             [turn.task for turn in last],
             [turn.key for turn in last],
-            known,
-            list(levels),
+            terms.known,
+            list(terms.levels),
             CIRCLE,
         )
         return [Turn(row["queue"], row["task"], row["key"], row["count"]) for row in rows]

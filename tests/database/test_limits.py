@@ -375,6 +375,25 @@ async def test_a_claim_brings_no_more_than_there_are_free_slots(sessions: Sessio
     assert len(taken) == 2
 
 
+async def test_jobs_without_limits_do_not_keep_limited_ones_waiting_for_ever(
+    engine: AsyncEngine, sessions: Sessions, link: Link
+) -> None:
+    await put(sessions, "task", "noop", Limit(concurrency=10))
+    limited = set(await enqueue(sessions, 2))
+    await enqueue(sessions, 50, task=other)
+    at = Turns()
+
+    async def full() -> set[UUID]:
+        known = {"noop": 8, "other": 8}
+        taken = await claims.take(link, {"default": 5}, known, WORKER, 30.0, free={"default": 0}, turns=at)
+        assert len(taken) == 5
+        return {claim.id for claim in taken}
+
+    assert not await full() & limited
+    assert limited <= await full()
+    assert not await full() & limited
+
+
 async def test_a_limited_job_goes_through_its_whole_life(
     engine: AsyncEngine, sessions: Sessions, database_url: str
 ) -> None:
