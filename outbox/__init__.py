@@ -18,8 +18,9 @@ from outbox.job import Job, State
 from outbox.limit import Limit
 from outbox.newjob import NewJob
 from outbox.outcome import Cancel, Snooze
+from outbox.registry import Outbox
 from outbox.settings import WorkerSettings
-from outbox.task import Outbox, Task
+from outbox.task import Task
 
 __all__ = [
     "INJECTED",

@@ -14,7 +14,7 @@ import asyncpg
 
 from outbox import connection
 from outbox.errors import PayloadInvalid
-from outbox.task import Outbox
+from outbox.registry import Outbox
 
 PAGE = 100
 EXAMPLES = 3

@@ -16,8 +16,8 @@ from outbox import check as checking
 from outbox import connection, events
 from outbox import migrate as migration
 from outbox.errors import OutboxError
+from outbox.registry import Outbox
 from outbox.settings import WorkerSettings
-from outbox.task import Outbox
 from outbox.worker import Worker
 
 EXIT_FORCED = 75

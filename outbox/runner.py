@@ -16,9 +16,9 @@ from outbox.context import Claim, Stop
 from outbox.job import State
 from outbox.lane import Lane
 from outbox.outcome import RELEASED, Finished, Outcome
+from outbox.registry import Outbox
 from outbox.settings import WorkerSettings
 from outbox.settler import Settler
-from outbox.task import Outbox
 
 MAX_BACKLOG = 5000
 """Outcomes waiting to be written beyond which nothing more is wanted: the database does not keep up."""

@@ -19,11 +19,11 @@ from outbox.context import Claim
 from outbox.errors import DeclarationError, SchemaMismatch
 from outbox.heartbeat import Heartbeat
 from outbox.outcome import RELEASED
+from outbox.registry import Outbox
 from outbox.runner import Runner
 from outbox.schema import LATEST
 from outbox.settings import WorkerSettings
 from outbox.settler import Settler
-from outbox.task import Outbox
 from outbox.turns import Turns
 
 WATCH = 0.25

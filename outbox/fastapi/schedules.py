@@ -15,8 +15,8 @@ from outbox.errors import ScheduleNotFound
 from outbox.fastapi.problems import problem_responses
 from outbox.fastapi.unit_of_work import GetSession
 from outbox.fastapi.views import JobReference, accepted
+from outbox.registry import Outbox
 from outbox.schedule import CatchUp, Schedule, Scheduled
-from outbox.task import Outbox
 
 UPCOMING = 5
 
