@@ -45,7 +45,7 @@ async def requeue(connection: AsyncSession | AsyncConnection, id: UUID) -> Job:
     if state not in TRANSITIONS["requeue"]:
         await _refuse(connection, id, "requeue")
     if (await connection.execute(text(sql.REQUEUE), {"ids": [str(id)]})).scalar() is None:
-        raise KeyTaken(id)
+        raise KeyTaken(id, await _owner_of_its_key(connection, id))
     return await _current(connection, id)
 
 
@@ -70,6 +70,12 @@ async def requeue_many(
     if dry_run or not ids:
         return len(ids)
     return len((await connection.execute(text(sql.REQUEUE), {"ids": [str(id) for id in ids]})).all())
+
+
+async def _owner_of_its_key(connection: AsyncSession | AsyncConnection, id: UUID) -> UUID | None:
+    job = await _current(connection, id)
+    row = (await connection.execute(text(sql.FIND_KEYS), {"task": [job.task], "key": [job.key]})).first()
+    return None if row is None else row.id
 
 
 async def _locked_state(connection: AsyncSession | AsyncConnection, id: UUID, lock: str) -> State | None:

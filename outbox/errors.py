@@ -125,13 +125,15 @@ class ScheduleNotFound(OutboxError):
 
 
 class KeyTaken(OutboxError):
-    """The job cannot be requeued: a live job of the same task has its key."""
+    """The job cannot be requeued: a live job of the same task has its key.
 
-    def __init__(self, id: UUID) -> None:
-        super().__init__(
-            f"cannot requeue job {id}: a live job of its task has the same key; wait for that, or cancel it"
-        )
+    :ivar existing: the id of that one.
+    """
+
+    def __init__(self, id: UUID, existing: UUID | None) -> None:
+        super().__init__(f"cannot requeue job {id}: job {existing} has its key; wait for that, or cancel it")
         self.id = id
+        self.existing = existing
 
 
 class SchemaMismatch(OutboxError):

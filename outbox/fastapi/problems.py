@@ -99,7 +99,7 @@ async def _queue_full(request: Request, exc: Any) -> JSONResponse:
 
 
 async def _conflict(request: Request, exc: Any) -> JSONResponse:
-    return problem(request, 409, str(exc))
+    return problem(request, 409, str(exc), existing=exc.existing)
 
 
 async def _database_error(request: Request, exc: Any) -> JSONResponse:

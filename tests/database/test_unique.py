@@ -202,8 +202,9 @@ async def test_a_job_is_not_requeued_beside_another_one_with_its_key(
     engine: AsyncEngine, session: AsyncSession
 ) -> None:
     failed, live = await plant(engine, "failed", key="k"), await plant(engine, key="k")
-    with pytest.raises(KeyTaken):
+    with pytest.raises(KeyTaken) as refused:
         await control.requeue(session, failed)
+    assert refused.value.existing == live
     await session.commit()
     assert (await read(engine, failed)).state is State.FAILED
     await control.cancel(session, live)
