@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from api import health, imports, mailings, orders, reports, signups, status
+from api import health, imports, mailings, orders, payments, reports, signups, status
 from api.database import engine
 from api.limits import BodyLimit
 from api.settings import Settings, configure
@@ -29,7 +29,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problem_handlers(app)
     app.add_middleware(BodyLimit, default=MAX_BODY, paths={"/v1/imports": imports.MAX_UPLOAD})
     app.include_router(health.router)
-    for area in (signups, orders, reports, imports, mailings, status):
+    for area in (signups, orders, reports, imports, mailings, payments, status):
         app.include_router(area.router, prefix="/v1")
     return app
 

@@ -7,7 +7,7 @@ from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from api.settings import get_settings
-from outbox.fastapi import session_dependency
+from outbox.fastapi import idempotent_route, session_dependency
 
 
 def engine() -> AsyncEngine:
@@ -32,6 +32,9 @@ sessions = _Sessions(expire_on_commit=False)
 """For whoever needs several units of work; everybody else asks for a ``SessionDep``."""
 
 get_session = session_dependency(sessions)
+
+Idempotent = idempotent_route(get_session)
+"""Routes whose POST requests may be sent again with the same ``Idempotency-Key``."""
 
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 """One unit of work: committed when the function has returned, and before a client is answered.

@@ -6,14 +6,14 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import BaseModel, StringConstraints
 from sqlalchemy import select
 
-from api.database import SessionDep
+from api.database import Idempotent, SessionDep
 from api.handlers.mail import report_mailing, send_news
 from api.handlers.registry import outbox
 from api.models import User
 from outbox.batch import Batch
 from outbox.fastapi import BatchReference, accepted_batch, problem_responses
 
-router = APIRouter(prefix="/mailings", tags=["mailings"])
+router = APIRouter(prefix="/mailings", tags=["mailings"], route_class=Idempotent)
 
 
 class MailingIn(BaseModel):

@@ -47,6 +47,7 @@ class Order(Base):
     total_cents: Mapped[int]
     # Given by whoever makes the order, because the client is told before the row is written.
     created_at: Mapped[datetime] = mapped_column(index=True)
+    paid_at: Mapped[datetime | None]
     lines: Mapped[list["OrderLine"]] = relationship(order_by="OrderLine.position", lazy="selectin")
 
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 
-from api.database import SessionDep
+from api.database import Idempotent, SessionDep
 from api.handlers.analytics import record_order
 from api.handlers.inventory import take_from_stock
 from api.handlers.mail import send_receipt
@@ -16,7 +16,7 @@ from api.handlers.warehouse import announce_order
 from api.models import Order, OrderLine
 from outbox.fastapi import JobReference, accepted, problem_responses
 
-router = APIRouter(prefix="/orders", tags=["orders"])
+router = APIRouter(prefix="/orders", tags=["orders"], route_class=Idempotent)
 
 # Starts with a letter or a digit: no spreadsheet takes it for a formula.
 Sku = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

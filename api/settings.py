@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     warehouse_url: str | None = Field(default=None, description="where new orders are announced; unset: nobody is told")
     warehouse_secret: SecretStr | None = Field(default=None, description="Standard Webhooks secret, whsec_...")
     analytics_url: str | None = Field(default=None, description="where events are sent; unset: nowhere")
+    payments_secret: SecretStr | None = Field(
+        default=None, description="Standard Webhooks secret of the payment provider, whsec_...; unset: nobody may call"
+    )
     webhook_allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
         description="comma-separated hosts that may be called by plain http and at private addresses",
@@ -59,7 +62,7 @@ class Settings(BaseSettings):
     def _split(cls, hosts: object) -> object:
         return frozenset(filter(None, map(str.strip, hosts.lower().split(",")))) if isinstance(hosts, str) else hosts
 
-    @field_validator("warehouse_secret")
+    @field_validator("warehouse_secret", "payments_secret")
     @classmethod
     def _strong(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is None:

@@ -7,12 +7,12 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import AfterValidator, BaseModel, EmailStr, StringConstraints
 from sqlalchemy.dialects.postgresql import insert
 
-from api.database import SessionDep
+from api.database import Idempotent, SessionDep
 from api.handlers.mail import send_welcome
 from api.models import User
 from outbox.fastapi import JobReference, accepted, problem_responses
 
-router = APIRouter(prefix="/signups", tags=["signups"])
+router = APIRouter(prefix="/signups", tags=["signups"], route_class=Idempotent)
 
 # No control characters: a name goes into mails.
 Name = Annotated[

@@ -47,6 +47,14 @@ delete from outbox.batch
 where id in (select id from outbox.batch where finished_at < now() - make_interval(days => $1) limit 1000)
 """
 
+_PRUNE_INBOX = """
+delete from outbox.inbox
+where (source, message_id) in (
+    select source, message_id from outbox.inbox
+    where accepted_at < now() - make_interval(days => $1) order by accepted_at limit 1000
+)
+"""
+
 _PRUNE_TICKS = """
 delete from outbox.tick
 where (schedule, nominal) in (
@@ -124,6 +132,7 @@ async def keep_partitions(link: Link, retention_days: int) -> None:
     await link.fetch(_PRUNE_KEYS)
     await link.fetch(_PRUNE_BUCKETS)
     await link.fetch(_PRUNE_TICKS, retention_days)
+    await link.fetch(_PRUNE_INBOX, retention_days)
     await link.fetch(_PRUNE_BATCHES, retention_days)
     await link.fetch(_PRUNE_DEPENDENCIES, retention_days)
 

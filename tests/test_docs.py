@@ -134,6 +134,27 @@ async def test_the_flow_of_the_page_is_counted_and_reported(
     assert report.result == "issue 7: 5 of 5"
 
 
+async def test_the_requests_and_messages_of_the_page_are_done_once(
+    sessions: async_sessionmaker[AsyncSession],
+) -> None:
+    example = load(ROOT / "docs" / "examples" / "inbox.py")
+
+    async def get_session() -> AsyncIterator[AsyncSession]:
+        async with sessions() as session, session.begin():
+            yield session
+
+    example.app.dependency_overrides[example.get_session] = get_session
+    transport = httpx2.ASGITransport(app=example.app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://shop") as client:
+        orders = [await client.post("/orders?order=7", headers={"Idempotency-Key": "k"}) for _ in range(2)]
+        payments = [await client.post("/payments/webhook?order=7", headers={"Webhook-Id": "m"}) for _ in range(2)]
+    assert orders[0].status_code == 202
+    assert orders[0].content == orders[1].content
+    assert [answer.json()["new"] for answer in payments] == [True, False]
+    async with sessions() as session:
+        assert await session.scalar(text("select count(*) from outbox.job")) == 2
+
+
 async def test_the_ceiling_of_the_page_is_answered_with_503(
     sessions: async_sessionmaker[AsyncSession],
 ) -> None:

@@ -50,6 +50,18 @@ async def send_receipt(order_id: UUID, *, settings: SettingsDep = INJECTED, ctx:
     return Sent(to=order.email, message_id=message["Message-ID"])
 
 
+@outbox.task(queue="mail", retry=MAILS, timeout=60)
+async def send_thanks(order_id: UUID, *, settings: SettingsDep = INJECTED, ctx: JobContext = INJECTED) -> None:
+    """Tell a customer that the money has arrived."""
+    async with sessions() as session:
+        order = await session.get(Order, order_id)
+    if order is None:
+        raise Cancel("the order is gone")
+    text = f"Your order {order.id} is paid. Thank you.\n"
+    subject = f"Paid: order {order.id}"
+    await smtp.send(settings, smtp.compose(settings, to=order.email, subject=subject, text=text, job_id=ctx.id))
+
+
 @outbox.task(queue="mail", priority=0, retry=MAILS, timeout=60)
 async def send_news(
     user_id: UUID, subject: str, text: str, *, settings: SettingsDep = INJECTED, ctx: JobContext = INJECTED

@@ -4,6 +4,7 @@ The only package that knows FastAPI; it needs the extra ``outbox[fastapi]`` and 
 """
 
 from outbox.fastapi.batches import BatchReference, BatchView, accepted_batch, batches_router
+from outbox.fastapi.idempotency import idempotent_route
 from outbox.fastapi.problems import Problem, problem, problem_handlers, problem_responses
 from outbox.fastapi.router import status_router
 from outbox.fastapi.schedules import schedules_router
@@ -22,6 +23,7 @@ __all__ = [
     "accepted",
     "accepted_batch",
     "batches_router",
+    "idempotent_route",
     "outbox_tasks",
     "problem",
     "problem_handlers",

@@ -1,6 +1,6 @@
 """Version 2 of the ``outbox`` schema: keys, versions, checkpoints, groups, and jobs settled by their handlers."""
 
-from outbox.schema import door, flow, group, limit, queue, schedule, v1
+from outbox.schema import door, flow, group, inbox, limit, queue, schedule, v1
 
 _COMMENTS = {
     "key": "what makes the job unique among the live ones of its task; null: nothing does",
@@ -56,6 +56,7 @@ UP = (
     *schedule.UP,
     *flow.UP,
     *door.UP,
+    *inbox.UP,
     "create or replace view outbox.job as " + v1.both_tables(*_COMMENTS),
     # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
     # without the worker's planner settings. A function brings its own.
@@ -127,6 +128,7 @@ DOWN = (
     "drop function outbox.keep",
     "drop function outbox.finish",
     *schedule.DOWN,
+    *inbox.DOWN,
     *door.DOWN,
     *flow.DOWN,
     *group.DOWN,
