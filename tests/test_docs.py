@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from outbox import Job, Outbox, State, WorkerSettings, check, status
+from outbox import Job, Outbox, State, WorkerSettings, check, limit, schedule, status
 from outbox.fastapi import TaskAdder
 from outbox.worker import Worker
 from tests.factories import plant
@@ -153,6 +153,134 @@ async def test_the_requests_and_messages_of_the_page_are_done_once(
     assert [answer.json()["new"] for answer in payments] == [True, False]
     async with sessions() as session:
         assert await session.scalar(text("select count(*) from outbox.job")) == 2
+
+
+Sessions = async_sessionmaker[AsyncSession]
+
+
+async def test_the_stock_of_the_page_is_taken_with_the_jobs_end(
+    sessions: Sessions, engine: AsyncEngine, database_url: str
+) -> None:
+    example = load(ROOT / "docs" / "examples" / "transactional_completion.py")
+    async with sessions.begin() as session:
+        await session.execute(text("insert into stock (sku, available) values ('TEA', 11)"))
+    example.outbox["take_from_stock"].sessions = sessions
+    async with sessions.begin() as session:
+        job = example.take_from_stock.enqueue(session, "TEA", 2)
+    [ended] = await worked(example.outbox, sessions, database_url, ["default"], job.id)
+    assert ended.result == 9
+    async with sessions() as session:
+        assert await session.scalar(text("select count(*) from outbox.job where task = 'tell_buyer'")) == 1
+
+
+async def test_the_queues_of_the_page_rest_and_go_on(sessions: Sessions, database_url: str) -> None:
+    example = load(ROOT / "docs" / "examples" / "queues.py")
+    async with sessions.begin() as session:
+        await example.pause_reports(session)
+        await example.enqueue(session)
+    async with sessions() as session:
+        page = await status.page(session, status.JobFilter())
+    mails = [job.id for job in page.jobs if job.queue == "mail"]
+    await worked(example.outbox, sessions, database_url, list(example.settings.queues), *mails)
+    async with sessions.begin() as session:
+        left = await status.page(session, status.JobFilter(states=[State.PENDING]))
+        await example.resume_reports(session)
+    assert [job.task for job in left.jobs] == ["yearly_report"]
+    [report] = await worked(example.outbox, sessions, database_url, ["reports"], left.jobs[0].id)
+    assert report.result == "report 2026"
+
+
+async def test_the_keys_of_the_page_are_taken_once(sessions: Sessions) -> None:
+    example = load(ROOT / "docs" / "examples" / "unique_jobs.py")
+    seen = []
+    for customer in (7, 7, 8):
+        async with sessions.begin() as session:
+            jobs = example.enqueue(session, customer)
+        seen.append([job.is_new for job in jobs])
+    assert seen == [[True, True], [False, False], [True, True]]
+
+
+async def test_the_accounts_of_the_page_are_booked_in_order(sessions: Sessions, database_url: str) -> None:
+    example = load(ROOT / "docs" / "examples" / "groups.py")
+    for amount in range(10):
+        async with sessions.begin() as session:
+            for account in ("a", "b"):
+                example.enqueue(session, account, amount)
+    async with sessions() as session:
+        page = await status.page(session, status.JobFilter())
+    await worked(example.outbox, sessions, database_url, ["default"], *(job.id for job in page.jobs))
+    assert example.booked == {"a": list(range(10)), "b": list(range(10))}
+
+
+async def test_the_limits_of_the_page_hold_for_its_jobs(sessions: Sessions, database_url: str) -> None:
+    example = load(ROOT / "docs" / "examples" / "limits.py")
+    async with sessions.begin() as session:
+        await example.slow_down(session)
+        for n in range(6):
+            example.enqueue(session, "ab"[n % 2], n)
+    async with sessions() as session:
+        page = await status.page(session, status.JobFilter())
+    assert all(job.limited for job in page.jobs)
+    await worked(example.outbox, sessions, database_url, ["default"], *(job.id for job in page.jobs))
+    async with sessions() as session:
+        rules = await limit.rules(session)
+    assert [(rule.name, rule.per_key, rule.declared) for rule in rules] == [
+        ("reports", False, True),
+        ("call_partner", False, False),
+        ("call_partner", True, True),
+    ]
+
+
+async def test_the_schedules_of_the_page_fire(sessions: Sessions, engine: AsyncEngine, database_url: str) -> None:
+    example = load(ROOT / "docs" / "examples" / "schedules.py")
+    async with sessions.begin() as session:
+        await example.set_up(session)
+        job = await schedule.fire(session, "clean up")
+    await worked(example.outbox, sessions, database_url, ["default"], job.id)
+    async with sessions.begin() as session:
+        await session.execute(text("update outbox.schedule set next_at = next_at - interval '7 days', jitter = 0"))
+    worker = Worker(example.outbox, database_url)
+    working = asyncio.create_task(worker.run())
+
+    async def caught_up() -> bool:
+        async with sessions() as session:
+            statement = "select count(*) from outbox.job where task = 'daily_report' and state = 'succeeded'"
+            return bool(await session.scalar(text(statement)) == 5)
+
+    await eventually(caught_up)
+    worker.stop()
+    assert await working
+
+
+async def test_the_import_of_the_page_goes_on_where_it_was(sessions: Sessions, database_url: str) -> None:
+    example = load(ROOT / "docs" / "examples" / "checkpoints.py")
+    async with sessions.begin() as session:
+        job = example.import_rows.enqueue(session, [10, 20, 30, 40])
+    [ended] = await worked(example.outbox, sessions, database_url, ["default"], job.id)
+    assert (ended.result, ended.attempt) == (4, 2)
+    assert example.stored == [10, 20, 30, 40]
+    assert ended.progress == {"done": 4, "total": 4, "message": "row 4"}
+
+
+@pytest.mark.parametrize(
+    ("parcel", "state", "result", "attempt"),
+    [
+        ("a book", State.SUCCEEDED, "delivered at attempt 1", 1),
+        ("no longer wanted", State.CANCELLED, None, 1),
+        ("nobody at home", State.SUCCEEDED, "delivered at attempt 1", 1),
+        ("too many today", State.SUCCEEDED, "delivered at attempt 1", 1),
+        ("no address", State.FAILED, None, 1),
+        ("road closed", State.SUCCEEDED, "delivered at attempt 2", 2),
+    ],
+)
+async def test_the_parcels_of_the_page_end_as_it_says(
+    sessions: Sessions, database_url: str, parcel: str, state: State, result: str | None, attempt: int
+) -> None:
+    example = load(ROOT / "docs" / "examples" / "retries.py")
+    async with sessions.begin() as session:
+        job = example.deliver.enqueue(session, parcel)
+    [ended] = await worked(example.outbox, sessions, database_url, ["default"], job.id)
+    assert (ended.state, ended.result, ended.attempt) == (state, result, attempt)
 
 
 async def test_the_ceiling_of_the_page_is_answered_with_503(

@@ -90,7 +90,7 @@ class _Claim:
 def idempotent_route(get_session: GetSession, *, scope: Callable[[Request], str] | None = None) -> type[APIRoute]:
     """A class of routes whose POST requests may carry an ``Idempotency-Key``: ``APIRouter(route_class=...)``.
 
-    Only what is done in the session of ``get_session`` is done once; what the endpoint does elsewhere is its own affair.
+    Only what is done in the session of ``get_session`` is done once; what the endpoint does elsewhere is its affair.
 
     :param get_session: the application's session dependency; its endpoints must use it with ``scope="function"``.
     :param scope: who asks, so that one client's key is not another's: a tenant, say, from the request's credentials.
