@@ -310,7 +310,7 @@ from unnest($1::text[], $2::text[], $3::boolean[], $4::text[], $5::integer[])
 join outbox.job_limit rule using (scope, name, per_key)
 where rule.rate is not null
 on conflict (scope, name, per_key, key) do update
-set full_at = greatest(bucket.full_at, now()) + (excluded.full_at - now())
+set full_at = greatest(bucket.full_at, clock_timestamp()) + (excluded.full_at - now())
 """
 
 # pending → pending: from outside of a group to a place in it; the first of each group may be claimed. $1: how many.

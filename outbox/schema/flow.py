@@ -80,28 +80,28 @@ UP = (
             where batch_id = wanted and group_key is not null
         );
         perform outbox.lock_groups(groups) where cardinality(groups) > 0;
-        -- A job that is being settled just now may be about to wait again: it is looked at anew. To wait for its row
-        -- could be to wait in a circle.
-        for round in 1 .. 100 loop
-            with gone as (
-                delete from outbox.live_job where batch_id = wanted and state = 'pending' returning *
-            )
-            insert into outbox.finished_job ({_KEPT}, state, errors)
-            select {_KEPT.replace("cancel_requested_at", "clock_timestamp()")},
-                'cancelled', errors
-            from gone;
-            update outbox.live_job set cancel_requested_at = clock_timestamp()
-            where live_job.id = any (array(
-                select live.id from outbox.live_job live
-                where live.batch_id = wanted and live.state <> 'pending' and live.cancel_requested_at is null
-                for update skip locked
-            ));
-            exit when not exists (
-                select from outbox.live_job live
-                where live.batch_id = wanted and (live.state = 'pending' or live.cancel_requested_at is null)
-            );
-            perform pg_sleep(0.01);
+        -- All of its rows or none: whoever holds some while it waits for others may wait in a circle.
+        for round in 1 .. 500 loop
+            begin
+                perform from outbox.live_job where batch_id = wanted order by live_job.id for update nowait;
+                exit;
+            exception when lock_not_available then
+                if round = 500 then
+                    raise exception 'outbox: jobs of the batch are being settled all the time; try again'
+                        using errcode = 'lock_not_available';
+                end if;
+                perform pg_sleep(0.01);
+            end;
         end loop;
+        update outbox.live_job set cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
+        where batch_id = wanted and state <> 'pending';
+        with gone as (
+            delete from outbox.live_job where batch_id = wanted and state = 'pending' returning *
+        )
+        insert into outbox.finished_job ({_KEPT}, state, errors)
+        select {_KEPT.replace("cancel_requested_at", "clock_timestamp()")},
+            'cancelled', errors
+        from gone;
         perform outbox.open_groups(groups) where cardinality(groups) > 0;
     end
     $$
