@@ -12,6 +12,7 @@ from outbox.connection import FAILURES, Link, is_lost
 from outbox.context import Claim
 from outbox.errors import ResultNotStored
 from outbox.job import MAX_LOST, State
+from outbox.marks import Marks, View
 from outbox.newjob import PRIORITIES
 from outbox.outcome import Error, Finished, Outcome, Postponed
 from outbox.turns import Terms, Turns
@@ -38,6 +39,7 @@ async def take(
     suspect: bool = True,
     free: Mapping[str, int] | None = None,
     turns: Turns | None = None,
+    marks: Marks | None = None,
     versions: Mapping[str, int] | None = None,
 ) -> list[Claim]:
     """Claim jobs that are due, for each queue at most as many as wanted, by priority and the longest due first.
@@ -45,6 +47,7 @@ async def take(
     :param tasks: the tasks that this worker knows, with the attempts they allow; others are left for those who do.
     :param lease: seconds that the claims are good for.
     :param levels: the priorities in the order in which they are taken.
+    :param marks: where to begin in each queue; from the beginning if not given.
     :param suspect: whether one of them may be a job that fails if it loses one worker more.
     :param free: the free slots of each queue: as many limited jobs at most, so that none is held up here that could run
         elsewhere; as many as wanted unless given.
@@ -61,7 +64,7 @@ async def take(
     )
     rows: list[asyncpg.Record] = []
     try:
-        await _take(link, wanted, wanted if free is None else free, terms, turns or Turns(), rows)
+        await _take(link, wanted, wanted if free is None else free, terms, turns or Turns(), marks or Marks(), rows)
     except FAILURES:
         if not rows:
             raise
@@ -98,6 +101,7 @@ async def _take(
     free: Mapping[str, int],
     terms: Terms,
     turns: Turns,
+    marks: Marks,
     rows: list[asyncpg.Record],
 ) -> None:
     """Fill ``rows`` with jobs without limits, with those that may run now in their groups, and with limited ones.
@@ -108,9 +112,9 @@ async def _take(
     if turns.owed:
         rows += await turns.take(link, wanted, terms)
     turns.owed = False
-    waiting = await _plain(link, wanted, terms, rows)
-    if "groups" in waiting and await _admit(link):
-        await _plain(link, wanted, terms, rows)
+    waiting = await _plain(link, wanted, terms, marks, rows)
+    if "groups" in waiting and await _admit(link, marks):
+        await _plain(link, wanted, terms, marks, rows)
     if "limits" in waiting:
         still = _left(free, rows)
         turns.owed = len(still) < len(free)
@@ -118,11 +122,15 @@ async def _take(
             rows += await turns.take(link, still, terms.after(rows))
 
 
-async def _plain(link: Link, wanted: Mapping[str, int], terms: Terms, rows: list[asyncpg.Record]) -> set[str]:
+async def _plain(
+    link: Link, wanted: Mapping[str, int], terms: Terms, marks: Marks, rows: list[asyncpg.Record]
+) -> set[str]:
     """Add jobs without limits to what has been taken; what else waits, of groups and limits."""
     still = _left(wanted, rows)
     if not still:
         return set()
+    suspect = terms.after(rows).suspect
+    begin = marks.begin(still, terms.levels, suspect=suspect)
     came = await link.fetch(
         sql.CLAIM,
         list(still),
@@ -132,15 +140,32 @@ async def _plain(link: Link, wanted: Mapping[str, int], terms: Terms, rows: list
         terms.worker_id,
         terms.lease,
         terms.suspect_from,
-        terms.after(rows).suspect,
+        suspect,
+        [[moment for moment, _ in each] for each in begin],
+        [[id for _, id in each] for each in begin],
+        marks.arrivals,
     )
-    rows += [row for row in came if row["id"] is not None]
-    return {row["task"] for row in came if row["id"] is None}
+    taken = [row for row in came if row["id"] is not None]
+    told = [row for row in came if row["id"] is None]
+    waiting = {row["task"] for row in told}
+    marks.note(still, terms.levels, taken, _view(told))
+    rows += taken
+    return waiting
 
 
-async def _admit(link: Link) -> bool:
+def _view(told: Sequence[asyncpg.Record]) -> View:
+    seen = next(row for row in told if row["task"] == "seen")
+    return View(
+        now=seen["run_at"],
+        snapshot=seen["queue"],
+        paused=frozenset(row["queue"] for row in told if row["task"] == "paused"),
+        arrivals=any(row["task"] == "groups" for row in told),
+    )
+
+
+async def _admit(link: Link, marks: Marks) -> bool:
     """Let jobs into their groups; whether one of them may be claimed now."""
-    rows = await link.fetch(sql.ADMIT, ADMITTED)
+    rows = await link.fetch(sql.ADMIT, ADMITTED, marks.arrivals)
     return bool(rows[0]["opened"])
 
 

@@ -83,7 +83,7 @@ with recursive blocked as (
             order by group_key limit 1)
     from blocked where blocked.group_key is not null
 )
-update outbox.live_job set blocked = 'new'
+update outbox.live_job set blocked = 'new', run_at = greatest(run_at, clock_timestamp())
 where id = any (array(
     select first.id from blocked
     cross join lateral (

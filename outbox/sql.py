@@ -20,14 +20,15 @@ Habits that keep them right:
 
 # (nothing) → pending.
 # Any number of jobs in one statement. Arrays travel as text, so that every driver can send them. The function is only
-# called where there are ceilings: a call is a fifth of what a single job costs.
+# called where there are ceilings: a call is a fifth of what a single job costs. No position lies in the past: claims
+# begin where others have left nothing (see marks.py).
 ENQUEUE = """
 insert into outbox.live_job (
     id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked, limit_key,
     limited, batch_id, followed, version
 )
 select id, task, queue, payload::jsonb, priority,
-       coalesce(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb, key,
+       greatest(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb, key,
        group_key, passable, case when follows then 'after' when group_key is not null then 'new' end, limit_key,
        task = any (array(select name from outbox.job_limit where scope = 'task'))
            or queue = any (array(select name from outbox.job_limit where scope = 'queue')),
@@ -143,8 +144,11 @@ where held.task = owner.task and held.key = owner.key
 # take one now), for were two held when it dies, the innocent one would be blamed too. Those passed over stay as they
 # are: locked until the statement ends, and not taken.
 #
-# What is blocked or limited is not seen here. A last row without an id says "groups" where jobs wait to be let into
-# their groups (ADMIT), and "limits" where limited jobs wait for their turns (TURNS).
+# It begins at the low-water mark of each queue and priority ($9, $10: a row of marks for each queue, see marks.py).
+#
+# What is blocked or limited is not seen here. Last rows without an id say what else was seen: "groups" where jobs wait
+# to be let into their groups (ADMIT; looked for from $11 on), "limits" where limited jobs wait for their turns (TURNS),
+# "paused" with a queue's name, and "seen" with the clock and the transactions that were running.
 #
 # The fence grows here and nowhere else. Only what this worker knows is claimed ($4: each task with the highest version
 # of its payload); the rest waits for one that does.
@@ -152,18 +156,20 @@ CLAIM = """
 with taken as materialized (
     select candidate.id, candidate.lost >= $7 as suspect
     from (
-        select queue, slots from unnest($1::text[], $2::integer[]) as asked (queue, slots)
+        select queue, slots, n from unnest($1::text[], $2::integer[]) with ordinality as asked (queue, slots, n)
         where not exists (select from outbox.queue where name = asked.queue and paused_at is not null)
         offset 0  -- first, so that nothing of a paused queue is locked
     ) wanted
     cross join lateral (
         select due.id, due.lost
-        from unnest($3::smallint[]) as level (priority)
+        from unnest($3::smallint[]) with ordinality as level (priority, n)
         cross join lateral (
             select live.id, live.lost
             from outbox.live_job live
             where live.state = 'pending' and live.blocked is null and not live.limited
               and live.queue = wanted.queue and live.priority = level.priority and live.run_at <= now()
+              and (live.run_at, live.id) >=
+                  (($9::timestamptz[])[wanted.n][level.n], ($10::uuid[])[wanted.n][level.n])
               and live.version <= ($4::jsonb -> live.task)::smallint and (live.lost < $7 or $8)
             order by live.run_at, live.id
             limit wanted.slots
@@ -187,7 +193,7 @@ with taken as materialized (
 select * from claimed
 union all
 select null, 'groups', null, null, null, null, null, null, null, null, null, null, null, null, null
-where exists (select from outbox.live_job where blocked = 'new' and run_at <= now())
+where exists (select from outbox.live_job where blocked = 'new' and run_at <= now() and run_at >= $11)
 union all
 select null, 'limits', null, null, null, null, null, null, null, null, null, null, null, null, null
 where exists (
@@ -199,6 +205,12 @@ where exists (
         limit 1
     ) any_of_it
 )
+union all
+select null, 'paused', name, null, null, null, null, null, null, null, null, null, null, null, null
+from outbox.queue where name = any ($1::text[]) and paused_at is not null
+union all
+select null, 'seen', pg_current_snapshot()::text, null, now(),
+       null, null, null, null, null, null, null, null, null, null
 """
 
 # Limited jobs are claimed in turns, by four statements in one transaction (see turns.py).
@@ -313,10 +325,11 @@ on conflict (scope, name, per_key, key) do update
 set full_at = greatest(bucket.full_at, clock_timestamp()) + (excluded.full_at - now())
 """
 
-# pending → pending: from outside of a group to a place in it; the first of each group may be claimed. $1: how many.
+# pending → pending: from outside of a group to a place in it; the first of each group may be claimed. $1: how many,
+# $2: the low-water mark of those outside.
 # Jobs of a group are let in by a worker, and not by whoever enqueues them: transactions that are not committed yet can
 # see nothing of each other, and must not wait for each other either.
-ADMIT = "select outbox.admit($1) as opened"
+ADMIT = "select outbox.admit($1, $2) as opened"
 
 # Around whatever ends the turn of a job in its group, in one transaction: the group's lock, the move, the next one.
 LOCK_GROUPS = "select outbox.lock_groups($1::text[])"

@@ -18,6 +18,7 @@ from outbox.connection import FAILURES, Link
 from outbox.context import Claim
 from outbox.errors import DeclarationError, SchemaMismatch
 from outbox.heartbeat import Heartbeat
+from outbox.marks import Marks
 from outbox.outcome import RELEASED
 from outbox.registry import Outbox
 from outbox.runner import Runner
@@ -174,7 +175,7 @@ class Worker:
             loop.result()  # a loop ends only by an error that none of us foresaw: better loud than stopped in silence
 
     async def _claim_for_ever(self, link: Link) -> None:
-        pause, turn, turns = self._settings.poll_min, 0, Turns()
+        pause, turn, turns, marks = self._settings.poll_min, 0, Turns(), Marks()
         while not self._stop_asked.is_set():
             self._wake.clear()
             wanted = self._runner.wanted()
@@ -192,13 +193,14 @@ class Worker:
                     suspect=not self._runner.holds_suspect,
                     free=self._runner.free(),
                     turns=turns,
+                    marks=marks,
                     versions=self._versions,
                 )
             except FAILURES as exc:
                 await link.pause(exc)
                 continue
             turn += bool(taken)
-            if self._runner.accept(taken, wanted):
+            if self._runner.accept(taken, wanted) or marks.again:
                 await asyncio.sleep(0)  # settles and handlers get their turn before more is claimed
                 pause = self._settings.poll_min
                 continue

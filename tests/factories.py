@@ -15,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from outbox import status
 from outbox.context import Claim
-from outbox.job import Job
-from outbox.newjob import NewJob, Options
+from outbox.job import MAX_LOST, Job
+from outbox.marks import FIRST, Marks
+from outbox.newjob import PRIORITIES, NewJob, Options
 from outbox.table import finished_job, live_job
 from outbox.table import job as job_view
 
@@ -36,7 +37,7 @@ _RUNS: Mapping[str, Any] = MappingProxyType({**_RAN, "state": "running", "lease_
 
 KINDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "pending": {"run_at": ago(10)},
+        "pending": {},
         "scheduled": {"run_at": ago(-3600)},
         "retrying": {"run_at": ago(-60), **_RAN, "attempt": 1},
         "running": _RUNS,
@@ -76,8 +77,8 @@ _FILL = text(
 
 
 async def plant_many(engine: AsyncEngine, count: int, **values: Any) -> None:
-    """Many jobs with arguments ``n`` = 1, 2, …, due some seconds ``ago``; ``task queue priority state`` can be set."""
-    defaults = {"task": "noop", "queue": "default", "priority": 1, "state": "pending", "ago": 10.0}
+    """Many jobs with arguments ``n`` = 1, 2, …, due now; ``task queue priority state ago`` (seconds) can be set."""
+    defaults = {"task": "noop", "queue": "default", "priority": 1, "state": "pending", "ago": 0.0}
     async with engine.begin() as connection:
         await connection.execute(_FILL, {**defaults, **values, "count": count})
 
@@ -126,6 +127,14 @@ def held(id: UUID, *, fence: int = 1, **fields: Any) -> Claim:
         "worker_id": WORKER,
     }
     return Claim(id=id, fence=fence, **{**given, **fields})
+
+
+def claim_arguments(wanted: Mapping[str, int]) -> tuple[Any, ...]:
+    """What a worker that knows ``noop`` gives ``sql.CLAIM`` at its first claim."""
+    begin = Marks().begin(wanted, PRIORITIES)
+    marks = [[moment for moment, _ in each] for each in begin], [[id for _, id in each] for each in begin]
+    known = '{"noop": 1}'
+    return [*wanted], [*wanted.values()], [*PRIORITIES], known, WORKER, 30.0, MAX_LOST - 1, True, *marks, FIRST[0]
 
 
 def execute_on(connection: Connection) -> Any:

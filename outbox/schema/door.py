@@ -40,7 +40,7 @@ UP = (
             )
             values (
                 new_id, enqueue.task, enqueue.queue, enqueue.payload, enqueue.priority,
-                coalesce(enqueue.run_at, clock_timestamp() + enqueue.delay, clock_timestamp()), enqueue.max_attempts,
+                greatest(enqueue.run_at, clock_timestamp() + enqueue.delay, clock_timestamp()), enqueue.max_attempts,
                 enqueue.tags, enqueue.key, enqueue."group", enqueue.passable,
                 case when enqueue."group" is not null then 'new' end, enqueue.limit_key, enqueue.version,
                 exists (

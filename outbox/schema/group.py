@@ -64,7 +64,8 @@ UP = (
     declare
         opened integer;
     begin
-        update outbox.live_job live set blocked = null
+        -- Claims do not look at positions that have passed.
+        update outbox.live_job live set blocked = null, run_at = greatest(run_at, clock_timestamp())
         where live.id = any (array(
             select first.id
             from (select distinct unnest(groups) as name offset 0) wanted
@@ -85,7 +86,7 @@ UP = (
     """,
     "comment on function outbox.open_groups is 'lets the first job of each group run, unless one does; lock first'",
     """
-    create function outbox.admit(batch integer) returns integer
+    create function outbox.admit(batch integer, since timestamptz) returns integer
     language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
     declare
         groups text[];
@@ -94,7 +95,7 @@ UP = (
     begin
         select array_agg(group_key), array_agg(id) into groups, arrived from (
             select group_key, id from outbox.live_job
-            where blocked = 'new' and run_at <= now() order by run_at limit batch
+            where blocked = 'new' and run_at between since and now() order by run_at limit batch
         ) due;
         groups := outbox.try_lock_groups(groups);
         update outbox.live_job set blocked = 'group'

@@ -1,162 +1,144 @@
-"""``python -m tests.benchmarks``: the main rows, as a table and as build/bench.json."""
+"""``python -m tests.benchmarks [--full] [row ...]``: measure, print a table, and write build/bench.json.
+
+Without ``--full`` the main rows only, in a few minutes. With names, only the groups of rows with these names.
+"""
 
 import asyncio
-import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import asyncpg
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-
 from api.postgres import binaries, embedded
-from outbox import connection, migrate
-from outbox.wakeup import Notifier
-from tests.benchmarks import floor
-from tests.benchmarks.tasks import stamp
+from outbox import connection
+from tests.benchmarks import bench, drain, enqueue, floor, idle, latency, pressure, report
+from tests.benchmarks.report import Row, above, at_least, at_most, below, say, told
 
-DRAIN = int(os.environ.get("BENCH_DRAIN", "50000"))
-STARTS = int(os.environ.get("BENCH_STARTS", "200"))
 BATCH = 500
-PAUSE = 0.05
-"""Seconds between two single jobs: the worker is idle when each comes."""
-
 BIN = binaries(18)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One figure beside what it is measured against, in the same run."""
-
-    row: str
-    ours: float
-    against: str
-    theirs: float
-    ratio: float
-    target: str
-    met: bool
-
-
-async def main() -> None:
-    """Run every row and print the table."""
-    with tempfile.TemporaryDirectory(prefix="outbox-bench-") as folder, embedded(Path(folder) / "pg") as url:
-        await migrate.migrate(url)
-        say(f"draining {DRAIN:,} no-op jobs with one worker process ...")
-        drained = await drain(url)
-        say(f"starting {STARTS} single jobs on an idle worker ...")
-        starts = await latencies(url)
-        say(f"the floor: pgbench in batches of {BATCH}, then job by job ...")
-        batched = floor.jobs_per_second(BIN, connection.dsn(url), jobs=100_000, batch=BATCH)
-        single = floor.jobs_per_second(BIN, connection.dsn(url), jobs=2_000, batch=1)
-    show(rows(drained, batched, starts, single))
-
-
-def rows(drained: float, batched: float, starts: list[float], single: float) -> list[Row]:
-    """The figures beside what they are measured against."""
-    p50, p99 = statistics.median(starts) * 1000, statistics.quantiles(starts, n=100)[98] * 1000
-    one = 1000 / single
-    floor_of_start = "pgbench, one job"
+async def drains(server: str, *, full: bool) -> list[Row]:
+    """Ours and the floor take turns."""
+    jobs, turns = (100_000, 3) if full else (50_000, 3)
+    speeds, floors, costs = [], [], []
+    for _ in range(turns):
+        floors.append(await _floor(server, 100_000, BATCH))
+        speed, cost = await drain.plain(server, jobs)
+        speeds.append(speed)
+        costs.append(cost)
+    ours, cost = statistics.median(speeds), costs[-1]
     return [
-        Row(
-            "drain, jobs/s", drained, f"pgbench, batch {BATCH}", batched, drained / batched, "≥ 20,000", drained >= 2e4
-        ),
-        Row("commit to start, p50 ms", p50, floor_of_start, one, p50 / one, "≤ 5", p50 <= 5),
-        Row("commit to start, p99 ms", p99, floor_of_start, one, p99 / one, "", met=True),
+        at_least("drain, one process, jobs/s", ours, f"pgbench, batch {BATCH}", statistics.median(floors), 0.5),
+        below("drain, commits per job", cost.commits / jobs, 0.02),
+        told("drain, bytes of WAL per job", cost.wal / jobs),
     ]
 
 
-def show(table: list[Row]) -> None:
-    """Print the table and write it down for machines."""
-    Path("build").mkdir(exist_ok=True)
-    Path("build/bench.json").write_text(json.dumps([asdict(row) for row in table], indent=2, ensure_ascii=False) + "\n")
-    print(f"{'':26}{'ours':>12}  {'against':22}{'theirs':>12}{'ratio':>8}  target")
-    for row in table:
-        mark = ("met" if row.met else "MISSED") if row.target else ""
-        figures = f"{row.ours:>12,.2f}  {row.against:22}{row.theirs:>12,.2f}{row.ratio:>8.2f}"
-        print(f"{row.row:26}{figures}  {row.target:9} {mark}")
+async def more_drains(server: str, *, full: bool) -> list[Row]:
+    """Two processes, threads, transactional completion."""
+    jobs = 100_000 if full else 50_000
+    one = (await drain.plain(server, jobs))[0]
+    two = (await drain.plain(server, jobs, workers=2))[0]
+    return [
+        at_least("drain, two processes, jobs/s", two, "one process", one, 1.0),
+        above("drain, sync handlers in threads, jobs/s", await drain.threads(server, jobs // 2), 5000),
+        told("drain, transactional completion, jobs/s", await drain.transactional(server, jobs // 10)),
+    ]
 
 
-async def drain(url: str) -> float:
-    """Jobs per second from the first claim to the last result stored, by the database's clock."""
-    client = await asyncpg.connect(connection.dsn(url))
-    await client.execute(
-        "insert into outbox.live_job (task, payload) "
-        "select 'noop', jsonb_build_object('n', i) from generate_series(1, $1::integer) i",
-        DRAIN,
-    )
-    async with worker(url, "default:100"):
-        while await client.fetchval("select exists (select from outbox.live_job)"):  # noqa: ASYNC110 - in the database
-            await asyncio.sleep(0.05)
-    seconds = await client.fetchval(
-        "select extract(epoch from max(finished_at) - min(started_at))::float from outbox.job where task = 'noop'"
-    )
-    stored = await client.fetchval("select count(*) from outbox.job where state = 'succeeded' and result ? 'ok'")
-    await client.close()
-    if stored != DRAIN:
-        raise RuntimeError(f"{stored:,} of {DRAIN:,} jobs have a result")
-    return DRAIN / float(seconds)
+async def enqueues(server: str, *, full: bool) -> list[Row]:
+    """In transactions, in bulk, by many writers."""
+    none, one, four = await enqueue.in_transactions(server, 2000 if full else 500)
+    bulk, bulk_floor = await enqueue.in_bulk(server, 10), await enqueue.floor_of_bulk(server, 10)
+    with_wake_up, without = await enqueue.by_writers(server, 40 if full else 12)
+    return [
+        at_most("transaction with one job, ms", one, "the same without", none, 1.35),
+        at_most("transaction with four jobs, ms", four, "the same without", none, 1.6),
+        above("enqueue_many of 10,000, jobs/s", bulk, 100_000, "insert by the server", bulk_floor),
+        at_least("commits/s of 16 writers, wake-up on", with_wake_up, "off", without, 0.9),
+    ]
 
 
-async def latencies(url: str) -> list[float]:
-    """Seconds from the return of each commit to the start of its handler."""
-    engine = create_async_engine(url)
-    committed: dict[object, float] = {}
-    async with worker(url, "latency:10"), Notifier(engine):
-        for n in range(-20, STARTS):  # the first few warm connections and plans
-            async with AsyncSession(engine) as session:
-                job = stamp.enqueue(session)
-                await session.commit()
-                if n >= 0:
-                    committed[job.id] = time.time()
-            await asyncio.sleep(PAUSE)
-        started = await results(engine, len(committed) + 20)
-    await engine.dispose()
-    return [max(0.0, started[id] - moment) for id, moment in committed.items()]
+async def latencies(server: str, *, full: bool) -> list[Row]:
+    """From commit to start."""
+    jobs = 1000 if full else 200
+    p50, p99 = await latency.of_single_jobs(server, jobs)
+    polled50, polled99 = await latency.of_single_jobs(server, jobs, wake_up=False)
+    _, loaded99 = await latency.under_load(server, 30 if full else 8)
+    one = 1000 / await _floor(server, 2000, 1)
+    return [
+        below("commit to start, p50 ms", p50, 1.2, "pgbench, one job", one),
+        below("commit to start, p99 ms", p99, 3, "pgbench, one job", one),
+        below("the same by polling alone, p50 ms", polled50, 15),
+        below("the same by polling alone, p99 ms", polled99, 40),
+        below("the same under 2,000 jobs/s, p99 ms", loaded99, 25),
+    ]
 
 
-async def results(engine: AsyncEngine, expected: int) -> dict[object, float]:
-    """The moments at which the handlers started, once all are there."""
-    while True:
-        async with engine.connect() as link:
-            rows = (
-                await link.exec_driver_sql("select id, result::float as result from outbox.job where task = 'stamp'")
-            ).all()
-        if len(rows) == expected and all(row.result is not None for row in rows):
-            return {row.id: row.result for row in rows}
-        await asyncio.sleep(0.05)
+async def idles(server: str, *, full: bool) -> list[Row]:
+    """Nothing to do."""
+    statements, share = await idle.one(server, 60 if full else 10)
+    rows = [
+        below("idle worker, statements/s", statements, 4),
+        below("idle worker, % of a core", share, 0.4),
+    ]
+    if full:
+        rows.append(below("50 idle workers, server's % of a core", await idle.many(server, 30, 50), 3))
+    return rows
 
 
-@asynccontextmanager
-async def worker(url: str, queue: str) -> AsyncIterator[None]:
-    """A real worker process with default settings, once it is up, until the end of the block."""
-    command = [sys.executable, "-m", "outbox", "worker", "tests.benchmarks.tasks:outbox", "-q", queue]
-    process = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, "DATABASE_URL": url}, stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    while b"worker_started" not in (line := await process.stderr.readline()):
-        if not line:
-            raise RuntimeError("the worker did not start")
-    rest = asyncio.create_task(process.stderr.read())
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
-        await rest
+async def pressures(server: str, *, full: bool) -> list[Row]:
+    """Held snapshots, open writers, readers, history."""
+    count, jobs = (10, 100_000) if full else (4, 50_000)
+    held = await pressure.snapshot(server, count, jobs)
+    writing, after = await pressure.writer(server, count, jobs)
+    beside, alone = await pressure.beside_readers(server, jobs)
+    rows = [
+        at_least("held snapshot, last round, jobs/s", held[-1], "first round", held[0], 0.9),
+        at_least("open writing transaction, last round", writing[-1], "first round", writing[0], 0.5),
+        at_least("ten seconds after its end", after, "first round", writing[0], 0.9),
+        at_least("beside four readers, jobs/s", beside, "alone", alone, 0.8),
+    ]
+    finished, scheduled, blocked = (10_000_000, 1_000_000, 100_000) if full else (200_000, 200_000, 20_000)
+    crowded, empty = await pressure.beside_history(server, jobs, finished, scheduled, blocked)
+    name = f"beside {finished / 1e6:g} m finished, {scheduled / 1e6:g} m scheduled"
+    rows.append(at_least(name, crowded, "empty database", empty, 0.9))
+    return rows
 
 
-def say(text: str) -> None:
-    """Progress, apart from the table."""
-    print(text, file=sys.stderr, flush=True)
+MAIN: dict[str, Callable[..., Awaitable[list[Row]]]] = {
+    "drain": drains,
+    "more-drain": more_drains,
+    "enqueue": enqueues,
+    "latency": latencies,
+    "idle": idles,
+    "pressure": pressures,
+}
 
 
-asyncio.run(main())
+async def _floor(server: str, jobs: int, batch: int) -> float:
+    async with bench.database(server) as url:
+        return floor.jobs_per_second(BIN, connection.dsn(url), jobs=jobs, batch=batch)
+
+
+async def main(names: list[str], *, full: bool) -> None:
+    """Run the groups of rows and print the table."""
+    unknown = set(names) - MAIN.keys()
+    if unknown:
+        raise SystemExit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(MAIN)}")
+    table: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="outbox-bench-") as folder, embedded(Path(folder) / "pg") as server:
+        for name, rows in MAIN.items():
+            if not names or name in names:
+                say(f"{name}: {rows.__doc__} ...")
+                came = await rows(server, full=full)
+                for row in came:
+                    say("  " + report.line(row))
+                table += came
+    report.show(table)
+
+
+if __name__ == "__main__":
+    asyncio.run(main([each for each in sys.argv[1:] if each != "--full"], full="--full" in sys.argv))

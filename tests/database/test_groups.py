@@ -381,7 +381,7 @@ async def test_what_was_claimed_is_not_lost_with_the_connection_that_was_to_brin
         plain = noop.enqueue(session)
     await enqueue(sessions)
 
-    async def break_off(_: Link) -> bool:
+    async def break_off(*_: object) -> bool:
         raise ConnectionResetError
 
     monkeypatch.setattr(claims, "_admit", break_off)

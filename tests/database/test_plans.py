@@ -36,6 +36,8 @@ STATEMENTS = {
 """The indexes of ``live_job`` that each statement reads."""
 
 FULL = 100_000
+FROM_THE_BEGINNING = "array_fill('-infinity'::timestamptz, array[1, 4])"
+NOBODY = "00000000-0000-0000-0000-000000000000"
 ALL_STATISTICS_ARE_STALE = "alter table outbox.live_job set (autovacuum_enabled = off)"
 
 
@@ -116,7 +118,7 @@ async def test_every_statement_reads_the_index_it_was_written_for(
         for node in reads:
             condition = node.get("Index Cond", "")
             if node["Index Name"] == CLAIM:
-                bounds = ("queue = ", "priority = ", "run_at <= now()")
+                bounds = ("queue = ", "priority = ", "run_at <= now()", "ROW(run_at, id) >= ROW(")
                 assert all(each in condition for each in bounds), (name, condition)
             elif node["Index Name"] == KEY:
                 assert re.search(r"\bid = ", condition), (name, condition)
@@ -124,6 +126,7 @@ async def test_every_statement_reads_the_index_it_was_written_for(
                 assert "queue = " in condition, (name, condition)
             elif node["Index Name"] == NEW:
                 assert "run_at <= now()" in condition, (name, condition)
+                assert "run_at >= $11" in condition, (name, condition)
             else:
                 assert "lease_until < now()" in condition, (name, condition)
         # Rows of the index already come in the order wanted: a sort would read and lock them all first.
@@ -209,7 +212,7 @@ async def pages_read(link: Link, wanted: str) -> int:
             f"explain (analyze, buffers, format json, timing off) execute claiming("
             f"array{queues}], array{slots}, array[3, 2, 1, 0]::smallint[], "
             f"jsonb_build_object('noop', 1), '{factories.WORKER}', 30, "
-            "2, true)"
+            f"2, true, {FROM_THE_BEGINNING}, array_fill('{NOBODY}'::uuid, array[1, 4]), '-infinity')"
         )
     plan = json.loads(answer)[0]["Plan"]
     assert plan["Actual Rows"] > 0
