@@ -30,6 +30,7 @@ for name in [name for name in os.environ if name == "DATABASE_URL" or name.start
 
 # The embedded server is thrown away: a power cut may spoil it, and it need not wait for the disk.
 CARELESS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+PREPARED = {"max_prepared_transactions": "2"}
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +43,9 @@ def postgres_url() -> Iterator[str]:
     elif wanted:
         yield make_url(wanted).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
     else:
-        with embedded(ROOT / ".local" / "test-postgres", version=version(), settings=CARELESS, fresh=True) as url:
+        with embedded(
+            ROOT / ".local" / "test-postgres", version=version(), settings=CARELESS | PREPARED, fresh=True
+        ) as url:
             yield url
 
 

@@ -45,10 +45,14 @@ async def enqueue(sessions: Sessions, **options: Any) -> None:
         noop.options(**options).enqueue(session)
 
 
+MARGIN = marks.MARGIN
+
+
 @pytest.fixture(autouse=True)
-def no_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the sweep would find must be found without it."""
+def no_nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the sweep would find must be found without it, and nothing because it is only a moment old."""
     monkeypatch.setattr(marks, "SWEEP", 1e9)
+    monkeypatch.setattr(marks, "MARGIN", timedelta(0))
 
 
 @pytest.fixture
@@ -107,6 +111,7 @@ async def test_two_workers_with_different_views_leave_nothing(
     sessions: Sessions, link: Link, other_link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(marks, "PATIENCE", timedelta(seconds=0.02))
+    monkeypatch.setattr(marks, "MARGIN", MARGIN)
     links, minds = [link, other_link], [Marks(), Marks()]
     count, going = 0, True
     taken: list[Claim] = []
@@ -228,7 +233,6 @@ async def test_what_somebody_had_locked_is_found_by_the_sweep(
     await plant(engine)
     async with db.transaction():
         await db.execute("select from outbox.live_job for update")
-        await asyncio.sleep(marks.MARGIN.total_seconds() * 2)
         for _ in range(2):
             assert not await take(link, mine)
     assert not await take(link, mine), "so far this test would show nothing"
@@ -250,7 +254,6 @@ async def test_under_a_held_snapshot_a_claim_reads_no_more_than_before(
             await db.execute("update outbox.live_job set run_at = now()")
         while await take(link, mine, slots=500):
             pass
-        await asyncio.sleep(marks.MARGIN.total_seconds() * 1.5)
         await take(link, mine)
         before = await _pages(link, db)
         await take(link, mine)
