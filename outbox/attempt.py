@@ -15,6 +15,9 @@ from outbox.outcome import RELEASED, Cancel, Finished, Outcome, Snooze, judge
 from outbox.softlimit import softly
 from outbox.task import Task
 
+_SPECIAL = (Finished, Snooze, Cancel)
+"""What a handler's call may answer besides its result."""
+
 
 async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
     """Decode the arguments, call the handler within its time limit, encode the result or judge the failure.
@@ -32,13 +35,14 @@ async def run(task: Task[..., Any], claim: Claim, threads: Executor) -> Outcome:
     for name in task.contexts:
         arguments[name] = JobContext(claim)
     try:
-        value = await _limited(task, claim, arguments, threads)
+        if task.is_plain:
+            value = await task.handler(**arguments)
+        else:
+            value = await _limited(task, claim, arguments, threads)
     except BaseException as exc:  # noqa: BLE001 - SystemExit, too, is a handler's failure and not the worker's
         return ended_by(task, claim, exc)
-    if isinstance(value, Finished):
-        return value
-    if isinstance(value, Snooze | Cancel):
-        return _judged(task, claim, value)
+    if isinstance(value, _SPECIAL):
+        return value if isinstance(value, Finished) else _judged(task, claim, value)
     return Finished(State.SUCCEEDED, *task.encode_result(value, claim.id))
 
 

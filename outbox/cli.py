@@ -1,6 +1,7 @@
 """The command line: ``outbox worker``, ``check`` and ``migrate``. The only module that reads the environment."""
 
 import asyncio
+import gc
 import importlib
 import logging
 import os
@@ -184,6 +185,10 @@ def _leave_after(worker: Worker, hurry: threading.Event) -> None:
 
 
 def _run(serving: Any) -> bool:
+    # What is there by now stays; of what comes, claims live for moments and are in no circles. With Python's own
+    # settings a busy worker spends a tenth of its time on looking through them.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     try:
         import uvloop
     except ImportError:

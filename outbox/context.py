@@ -38,8 +38,9 @@ class Claim:
     A suspect has lost so many workers that the next would be its last: a worker holds one of them at a time, so that
     no other is blamed for what one of them does.
     ``secrets`` are those among its arguments, once they are made, and are not to be said again.
-    ``progress`` and ``kept`` are what the handler says while it runs, ``stop`` what the worker says. Once it is
-    ``settling`` in the handler's own transaction nothing stops it any more: its fence decides.
+    ``progress`` and ``kept`` are what the handler says while it runs, ``stop`` what the worker says. Once it has
+    ``begun`` its asyncio task may be cancelled; once it is ``settling`` in the handler's own transaction nothing stops
+    it any more: its fence decides.
     """
 
     id: UUID
@@ -64,6 +65,7 @@ class Claim:
     told: tuple[str | None, str | None] = (None, None)
     secrets: Sequence[Any] = ()
     stop: Stop | None = None
+    begun: bool = False
     settling: bool = False
 
     @property

@@ -92,7 +92,7 @@ def encode_result(adapter: TypeAdapter[Any] | None, value: Any) -> tuple[str | N
         return None, None
     try:
         try:
-            raw = adapter.dump_json(value, warnings="none") if adapter else _dump(value)
+            raw = adapter.serializer.to_json(value, warnings=False) if adapter else _dump(value)
         except (ValueError, RecursionError, TypeError):
             raw = _dump(_safe(pydantic_core.to_jsonable_python(value), 1))
         if _is_suspect(raw):
@@ -233,7 +233,9 @@ def _dump(value: Any) -> bytes:
 
 
 def _is_suspect(raw: bytes) -> bool:
-    return _SUSPECT.search(raw) is not None or raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
+    if _SUSPECT.search(raw) is not None:
+        return True
+    return len(raw) > 2 * MAX_DEPTH and raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
 
 
 def _offences(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:

@@ -45,7 +45,7 @@ class Runner:
         self._wake = wake
         self._lanes = {name: Lane[Claim](name, slots, settings.prefetch) for name, slots in settings.queues.items()}
         self._suspect: Claim | None = None
-        self._running: dict[Claim, asyncio.Task[None] | None] = {}
+        self._running: dict[Claim, asyncio.Task[None]] = {}
         self._threads = ThreadPoolExecutor(sum(settings.queues.values()), thread_name_prefix="outbox")
         self._children = Children(outbox, settings.max_jobs_per_child)
         self._idle = asyncio.Event()
@@ -86,7 +86,7 @@ class Runner:
                 self._lanes[claim.queue].waiting.append(claim)
         for name, count in came.items():
             self._lanes[name].hungry = count >= wanted[name]
-            self._fill(self._lanes[name])
+            self._fill(self._lanes[name], time.monotonic())
         return any(self._lanes[name].hungry for name in wanted)
 
     def lease_lost(self, claim: Claim) -> None:
@@ -143,18 +143,16 @@ class Runner:
             self._idle.clear()
             await self._idle.wait()
 
-    def _fill(self, lane: Lane[Claim]) -> None:
+    def _fill(self, lane: Lane[Claim], now: float) -> None:
         if self._closed:
             return
-        now = time.monotonic()
+        loop = asyncio.get_running_loop()
         while (claim := lane.next(now)) is not None:
-            self._running[claim] = None
-            # The loop itself keeps only weak references; _perform puts its own task into _running.
-            self._starting = asyncio.create_task(self._perform(claim, lane))
+            self._running[claim] = loop.create_task(self._perform(claim, lane))
 
     async def _perform(self, claim: Claim, lane: Lane[Claim]) -> None:
         # Only from here on may the task be cancelled: one cancelled before its first step would never end its claim.
-        self._running[claim] = asyncio.current_task()
+        claim.begun = True
         started = time.monotonic()
         task = self._outbox[claim.task]
         if task.bounds.isolation:
@@ -163,7 +161,8 @@ class Runner:
             outcome = await attempt.run(task, claim, self._threads)
         if claim not in self._running:
             return  # handed back while it ran on: see leave_behind
-        seconds = time.monotonic() - started
+        now = time.monotonic()
+        seconds = now - started
         del self._running[claim]
         if isinstance(outcome, Finished) and outcome.written:
             self._held.pop(claim.id, None)
@@ -173,7 +172,7 @@ class Runner:
             self._settler.put(claim, outcome)
         _report(claim, outcome, seconds)
         lane.give_back(seconds)
-        self._fill(lane)
+        self._fill(lane, now)
         if lane.hungry and lane.has_room():
             self._wake()
         if not self._running:
@@ -183,9 +182,8 @@ class Runner:
         if claim not in self._running or claim.stop is not None or claim.settling:
             return False
         claim.stop = why
-        task = self._running[claim]
-        if task is not None:
-            task.cancel()
+        if claim.begun:
+            self._running[claim].cancel()
         return True
 
     def _take_out(self, claim: Claim) -> bool:
@@ -204,8 +202,7 @@ class Runner:
 
 
 def _report(claim: Claim, outcome: Outcome, seconds: float) -> None:
-    succeeded = isinstance(outcome, Finished) and outcome.state is State.SUCCEEDED
-    level = events.DEBUG if succeeded else events.INFO
+    level = events.DEBUG if isinstance(outcome, Finished) and outcome.state is State.SUCCEEDED else events.INFO
     if not events.log.isEnabledFor(level):
         return  # not even the fields are put together: this is done for every job
     events.emit(

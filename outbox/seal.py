@@ -34,8 +34,8 @@ class Seal:
         :raises PayloadInvalid: if it cannot be stored, or where a secret stands cannot be told.
         """
         try:
-            shown = adapter.dump_python(value, mode="json", warnings="none")
-            full = adapter.dump_python(value, warnings="none")
+            shown = adapter.dump_python(value, mode="json", warnings=False)
+            full = adapter.dump_python(value, warnings=False)
         except Exception as exc:  # noqa: BLE001 - a value's own serializer runs here, and may raise anything
             # Not its message, nor its traceback: both may repeat a value.
             raise PayloadInvalid(self.task, "$", f"cannot be written as JSON: {type(exc).__name__}") from None

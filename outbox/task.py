@@ -82,6 +82,7 @@ class Task(Generic[P, R]):
                 "Outbox(sessions=async_sessionmaker(engine))"
             )
         self.resolver = injection.resolver(name, parameters.dependencies) if parameters.dependencies else None
+        self.is_plain = self.is_async and self.timeout is None and self.session is None and self.resolver is None
         self.result = result
         self._seal = _seal(name, "arguments", self._adapter, secrets)
         self._result_seal = _seal(name, "result", result, secrets)
@@ -184,12 +185,13 @@ class Task(Generic[P, R]):
                 stored = self._seal.open(stored, id)
             raw = payload.dump(self.name, stored)
         try:
-            return self._adapter.validate_json(raw)
+            arguments: dict[str, Any] = self._adapter.validator.validate_json(raw)
         except ValidationError as exc:
             raise self._invalid(exc) from None
         except Exception as exc:  # noqa: BLE001 - a validator is the user's own code
             cause = exc if self._seal is None else None  # its message may repeat a secret
             raise PayloadInvalid(self.name, "$", f"a validator raised {type(exc).__name__}") from cause
+        return arguments
 
     def encode_result(self, value: Any, id: UUID) -> tuple[str | None, Error | None]:
         """What the handler of this job returned, as JSON text, its secrets sealed; never raises.
