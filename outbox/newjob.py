@@ -145,25 +145,26 @@ class NewJob:
     id: UUID
     task: str
     queue: str
-    is_new: bool | None
-    batch: BatchRow | None
-    written_in: object
+    is_new: bool | None = None
+    batch: BatchRow | None = None
+    followed = False
+    written_in: object = None
+    _write: Callable[[UUID], str] | None = None
 
     def __init__(self, task: str, payload: str | Callable[[UUID], str], options: Options, *, version: int = 1) -> None:
         """
         :param payload: the arguments as JSON text, or what writes it for a job of this id: secrets are sealed for one.
         """
-        self.id = uuid7()
+        vars(self)["id"] = uuid7()  # not by name: the mapper need not take note of it
         self.task = task
         self.queue = options.queue
-        self._write = None if isinstance(payload, str) else payload
-        self.payload = payload if isinstance(payload, str) else payload(self.id)
+        if isinstance(payload, str):
+            self.payload = payload
+        else:
+            self._write = payload
+            self.payload = payload(self.id)
         self.options = options
         self.version = version
-        self.is_new = None
-        self.batch = None
-        self.followed = False
-        self.written_in = None
         for each in options.after:
             each.followed = True
 
@@ -187,23 +188,31 @@ class NewJob:
 
 
 def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
-    """The values of the jobs' rows, column by column, as ``sql.ENQUEUE`` takes them."""
+    """The values of the jobs' rows, column by column, as ``sql.ENQUEUE`` takes them.
+
+    A column in which no job says anything is empty: nothing is sent, nothing is read, and the default stands.
+    """
+    options = [job.options for job in jobs]
     return {
         "id": [str(job.id) for job in jobs],
         "task": [job.task for job in jobs],
         "queue": [job.queue for job in jobs],
         "payload": [job.payload for job in jobs],
-        "priority": [job.options.priority for job in jobs],
-        "run_at": [job.options.run_at for job in jobs],
-        "delay": [seconds(job.options.delay) for job in jobs],
-        "max_attempts": [job.options.max_attempts for job in jobs],
-        "tags": [json.dumps(list(job.options.tags)) if job.options.tags else None for job in jobs],
-        "key": [job.options.key for job in jobs],
-        "group": [job.options.group for job in jobs],
-        "passable": [job.options.passable for job in jobs],
-        "limit_key": [job.options.limit_key for job in jobs],
-        "version": [job.version for job in jobs],
-        "batch": [job.batch and str(job.batch.id) for job in jobs],
-        "followed": [job.followed for job in jobs],
-        "follows": [bool(job.options.after) for job in jobs],
+        "priority": [each.priority for each in options],
+        "run_at": _said([each.run_at for each in options]),
+        "delay": _said([seconds(each.delay) if each.delay else None for each in options]),
+        "max_attempts": _said([each.max_attempts for each in options]),
+        "tags": _said([json.dumps(list(each.tags)) if each.tags else None for each in options]),
+        "key": _said([each.key for each in options]),
+        "group": _said([each.group for each in options]),
+        "passable": _said([each.passable or None for each in options]),
+        "limit_key": _said([each.limit_key or None for each in options]),
+        "version": _said([None if job.version == 1 else job.version for job in jobs]),
+        "batch": _said([job.batch and str(job.batch.id) for job in jobs]),
+        "followed": _said([job.followed or None for job in jobs]),
+        "follows": _said([bool(each.after) or None for each in options]),
     }
+
+
+def _said(values: list[Any]) -> list[Any]:
+    return values if values.count(None) < len(values) else []

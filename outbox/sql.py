@@ -19,20 +19,21 @@ Habits that keep them right:
 """
 
 # (nothing) → pending.
-# Any number of jobs in one statement. Arrays travel as text, so that every driver can send them. The function is only
-# called where there are ceilings: a call is a fifth of what a single job costs. No position lies in the past: claims
-# begin where others have left nothing (see marks.py).
+# Any number of jobs in one statement. Arrays travel as text, so that every driver can send them; an empty one is a
+# column of nulls. The function is only called where there are ceilings: a call is a fifth of what a single job costs.
+# No position lies in the past: claims begin where others have left nothing (see marks.py).
 ENQUEUE = """
 insert into outbox.live_job (
     id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked, limit_key,
     limited, batch_id, followed, version
 )
 select id, task, queue, payload::jsonb, priority,
-       greatest(run_at, clock_timestamp() + make_interval(secs => delay)), max_attempts, tags::jsonb, key,
-       group_key, passable, case when follows then 'after' when group_key is not null then 'new' end, limit_key,
+       greatest(run_at, clock_timestamp() + make_interval(secs => coalesce(delay, 0))), max_attempts, tags::jsonb, key,
+       group_key, coalesce(passable, false),
+       case when follows then 'after' when group_key is not null then 'new' end, coalesce(limit_key, ''),
        task = any (array(select name from outbox.job_limit where scope = 'task'))
            or queue = any (array(select name from outbox.job_limit where scope = 'queue')),
-       batch_id, followed, version
+       batch_id, coalesce(followed, false), coalesce(version, 1)
 from unnest(
     cast(:id as uuid[]), cast(:task as text[]), cast(:queue as text[]), cast(:payload as text[]),
     cast(:priority as smallint[]), cast(:run_at as timestamptz[]), cast(:delay as double precision[]),

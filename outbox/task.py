@@ -70,6 +70,10 @@ class Task(Generic[P, R]):
         self.versions = Versions(name, version)
         parameters, result = signature.analyse(name, handler)
         self._signature = parameters.signature
+        given = parameters.signature.parameters.values()
+        self._positional = tuple(each.name for each in given if each.kind is not each.KEYWORD_ONLY)
+        self._required = frozenset(each.name for each in given if each.default is each.empty)
+        self._known = frozenset(parameters.signature.parameters)
         self._adapter = parameters.adapter
         self.contexts = parameters.contexts
         self.session = parameters.session
@@ -239,12 +243,9 @@ class Task(Generic[P, R]):
         return error if self._seal is None else payload.scrub(error, secrets)
 
     def _new_job(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NewJob:
+        bound = self._bound(args, kwargs)
         try:
-            bound = self._signature.bind(*args, **kwargs).arguments
-        except TypeError as exc:
-            raise PayloadInvalid(self.name, "$", str(exc)) from None
-        try:
-            arguments = self._adapter.validate_python(bound)
+            arguments = self._adapter.validator.validate_python(bound)
         except ValidationError as exc:
             raise self._invalid(exc) from None
         if self._seal is None:
@@ -253,6 +254,19 @@ class Task(Generic[P, R]):
         payload.refuse(self.name, arguments)
         write = partial(_sealed, self._seal, self._seal.document(self._adapter, arguments))
         return NewJob(self.name, write, options, version=self.version)
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name."""
+        names = self._positional
+        if len(args) <= len(names):
+            bound = {**dict(zip(names, args, strict=False)), **kwargs}
+            # What is as it should be is known at once; whatever else it is, the signature says best.
+            if len(bound) == len(args) + len(kwargs) and self._required <= bound.keys() <= self._known:
+                return bound
+        try:
+            return self._signature.bind(*args, **kwargs).arguments
+        except TypeError as exc:
+            raise PayloadInvalid(self.name, "$", str(exc)) from None
 
     def _lifted(self, stored: dict[str, Any], version: int) -> dict[str, Any]:
         try:
