@@ -2,11 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import asyncpg
 
 from tests.benchmarks import bench
+
+PAUSE = """
+insert into outbox.queue (name, paused_at) values ('default', now()) on conflict (name) do update set paused_at = now()
+"""
+RESUME = "update outbox.queue set paused_at = null where name = 'default'"
 
 READ = """
 select task, count(*), avg(fence), max(run_at), percentile_cont(0.5) within group (order by extract(epoch from run_at))
@@ -38,18 +43,20 @@ async def open_writer(url: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def readers(url: str, count: int = 4) -> AsyncIterator[None]:
-    """So many that read all of it again and again, so that somebody always looks."""
+    """So many that read all of it, each in a transaction of three seconds, so that somebody always holds a snapshot."""
 
-    async def read() -> None:
+    async def read(n: int) -> None:
         client = await bench.connect(url)
+        await asyncio.sleep(0.75 * n)
         while True:
-            await client.fetch(READ)
-            await asyncio.sleep(0.2)
+            async with client.transaction(isolation="repeatable_read", readonly=True):
+                await client.fetch(READ)
+                await asyncio.sleep(3)
 
-    async with AsyncExitStack() as stack:
-        reading = [asyncio.create_task(read()) for _ in range(count)]
-        stack.callback(lambda: [each.cancel() for each in reading])
+    reading = [asyncio.create_task(read(n)) for n in range(count)]
+    try:
         yield
+    finally:
         for each in reading:
             each.cancel()
         await asyncio.gather(*reading, return_exceptions=True)
@@ -64,7 +71,9 @@ async def rounds(url: str, client: asyncpg.Connection, count: int, jobs: int) ->
 async def round_of(client: asyncpg.Connection, jobs: int) -> float:
     """Jobs per second of one round."""
     since = await bench.clock(client)
+    await client.execute(PAUSE)
     await bench.fill(client, jobs)
+    await client.execute(RESUME)
     await bench.until_empty(client)
     speed, done = await bench.jobs_per_second(client, since=since)
     if done != jobs:
@@ -120,8 +129,8 @@ async def beside_history(server: str, jobs: int, finished: int, scheduled: int, 
 
 async def _history(client: asyncpg.Connection, finished: int, scheduled: int, blocked: int) -> None:
     await client.execute(
-        "insert into outbox.finished_job (task, queue, state, payload, fence, attempt, started_at, result) "
-        "select 'noop', 'old', 'succeeded', jsonb_build_object('n', n), 1, 1, clock_timestamp(), "
+        "insert into outbox.finished_job (id, task, queue, state, payload, fence, attempt, started_at, result) "
+        "select outbox.uuid7(), 'noop', 'old', 'succeeded', jsonb_build_object('n', n), 1, 1, clock_timestamp(), "
         "jsonb_build_object('ok', n) from generate_series(1, $1::integer) n",
         finished,
         timeout=3600,
