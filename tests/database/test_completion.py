@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
 
 from outbox import INJECTED, Cancel, JobContext, Outbox, Retry, Snooze, State, sql
 from tests import factories
@@ -213,16 +214,16 @@ async def test_a_commit_whose_answer_is_lost_is_never_done_twice(
     """The connection dies around the first COMMIT. Nobody can tell on which side of it; the fence can."""
     lost: list[bool] = []
 
-    class Unlucky(AsyncSession):
-        async def commit(self) -> None:
+    class Unlucky(Session):
+        def commit(self) -> None:
             if not lost:
                 lost.append(True)
                 if when == "after":
-                    await super().commit()
+                    super().commit()
                 raise ConnectionResetError("the server closed the connection")
-            await super().commit()
+            super().commit()
 
-    outbox = Outbox(sessions=async_sessionmaker(engine, class_=Unlucky))
+    outbox = Outbox(sessions=async_sessionmaker(engine, sync_session_class=Unlucky))
 
     @outbox.task(retry=TWICE)
     async def step(*, session: AsyncSession = INJECTED, ctx: JobContext = INJECTED) -> None:
