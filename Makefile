@@ -37,8 +37,11 @@ test: $(ENV) ## run the tests, but for the slow proofs
 test-crash: $(ENV) ## run the slow proofs: killed processes, a killed database, the built wheel
 	@$(BIN)/python -m pytest -m "not ($(QUICK))" $(ARGS)
 
-bench: $(ENV) ## measure jobs per second and latencies
+bench: $(ENV) ## measure the main figures, in a few minutes
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-full: $(ENV) ## measure all of them, beside other queues, in an hour or two
+	@$(BIN)/python -m tests.benchmarks --full $(ARGS)
 
 lint: $(ENV) ## check style, types and the import map
 	$(BIN)/ruff check .
@@ -61,4 +64,4 @@ clean: ## remove caches and builds; the environment and the local data stay
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find api migrations outbox tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup run crash worker api migrate test test-crash bench lint format wheel lock clean
+.PHONY: help setup run crash worker api migrate test test-crash bench bench-full lint format wheel lock clean

@@ -9,10 +9,12 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from api.postgres import binaries, embedded
 from outbox import connection
 from tests.benchmarks import bench, drain, enqueue, floor, idle, latency, pressure, report
+from tests.benchmarks.peers import PEERS, UNAVAILABLE, Peer, PeerFailed, run, stores
 from tests.benchmarks.report import Row, above, at_least, at_most, below, say, told
 
 BATCH = 500
@@ -108,6 +110,41 @@ async def pressures(server: str, *, full: bool) -> list[Row]:
     return rows
 
 
+async def peers(server: str, *, full: bool) -> list[Row]:
+    """Other queues, in turns with ours."""
+    rows = []
+    for name, times in AGAINST.items():
+        peer, ours, theirs = PEERS[name], [], []
+        try:
+            for _ in range(3 if full else 1):
+                ours.append((await drain.plain(server, 100_000))[0])
+                theirs.append((await _peer(server, peer, "drain", jobs=peer.jobs, workers=1))["jobs_per_second"])
+            waits = await _peer(server, peer, "latency", jobs=500 if full else 100, pause=0.05)
+        except PeerFailed as exc:
+            say(f"  {name} could not be measured: {exc}")
+            continue
+        mine = await latency.of_single_jobs(server, 500 if full else 100)
+        rows += [
+            at_least("drain, jobs/s", statistics.median(ours), name, statistics.median(theirs), times),
+            told("commit to start, p50 ms", mine[0], name, waits["p50"]),
+            told("commit to start, p99 ms", mine[1], name, waits["p99"]),
+        ]
+    for name, why in UNAVAILABLE.items():
+        say(f"  {name} could not be measured: {why}")
+    return rows
+
+
+async def _peer(server: str, peer: Peer, command: str, **options: float) -> dict[str, Any]:
+    if peer.needs == "redis":
+        with stores.redis() as url:
+            return await run(peer, command, url, **options)
+    async with stores.database(server) as url:
+        return await run(peer, command, url, **options)
+
+
+AGAINST = {"pgqueuer": 2.0, "oban": 10.0, "procrastinate": 10.0, "celery": 10.0, "arq": 10.0, "dramatiq": 10.0}
+"""Other queues, and how many times as fast as each ours is to drain."""
+
 MAIN: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "drain": drains,
     "more-drain": more_drains,
@@ -116,6 +153,7 @@ MAIN: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "idle": idles,
     "pressure": pressures,
 }
+FULL = MAIN | {"peers": peers}
 
 
 async def _floor(server: str, jobs: int, batch: int) -> float:
@@ -125,13 +163,13 @@ async def _floor(server: str, jobs: int, batch: int) -> float:
 
 async def main(names: list[str], *, full: bool) -> None:
     """Run the groups of rows and print the table."""
-    unknown = set(names) - MAIN.keys()
+    unknown = set(names) - FULL.keys()
     if unknown:
-        raise SystemExit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(MAIN)}")
+        raise SystemExit(f"no such rows: {', '.join(sorted(unknown))}; there are {', '.join(FULL)}")
     table: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="outbox-bench-") as folder, embedded(Path(folder) / "pg") as server:
-        for name, rows in MAIN.items():
-            if not names or name in names:
+        for name, rows in FULL.items():
+            if name in (names or (FULL if full else MAIN)):
                 say(f"{name}: {rows.__doc__} ...")
                 came = await rows(server, full=full)
                 for row in came:
