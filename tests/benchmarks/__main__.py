@@ -137,9 +137,9 @@ async def peers(server: str, *, full: bool) -> list[Row]:
 async def _peer(server: str, peer: Peer, command: str, **options: float) -> dict[str, Any]:
     if peer.needs == "redis":
         with stores.redis() as url:
-            return await run(peer, command, url, **options)
+            return await run(peer, command, url, options)
     async with stores.database(server) as url:
-        return await run(peer, command, url, **options)
+        return await run(peer, command, url, options)
 
 
 AGAINST = {"pgqueuer": 2.0, "oban": 10.0, "procrastinate": 10.0, "celery": 10.0, "arq": 10.0, "dramatiq": 10.0}

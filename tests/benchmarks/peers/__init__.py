@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +129,7 @@ def _do(command: list[str | Path]) -> None:
 
 
 async def run(
-    peer: Peer, command: str, url: str, *, folder: Path = ENVIRONMENTS, limit: float = 900, **options: float
+    peer: Peer, command: str, url: str, options: Mapping[str, float], *, folder: Path = ENVIRONMENTS, limit: float = 900
 ) -> dict[str, Any]:
     """Run the adapter of this peer and return what it prints: the keys of a drain or of a latency run.
 

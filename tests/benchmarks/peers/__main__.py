@@ -48,8 +48,8 @@ async def measure(peer: Peer, asked: argparse.Namespace) -> dict[str, Any]:
         else:
             url = stack.enter_context(redis())
         if asked.command == "drain":
-            return await run(peer, "drain", url, jobs=asked.jobs or peer.jobs, workers=asked.workers)
-        return await run(peer, "latency", url, jobs=asked.jobs or 100, pause=asked.pause)
+            return await run(peer, "drain", url, {"jobs": asked.jobs or peer.jobs, "workers": asked.workers})
+        return await run(peer, "latency", url, {"jobs": asked.jobs or 100, "pause": asked.pause})
 
 
 if __name__ == "__main__":
