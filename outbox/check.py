@@ -80,7 +80,7 @@ async def check(outbox: Outbox, url: str, *, progress: Callable[[int], None] = l
     """
     outbox.verify()
     report, last = Report(), UUID(int=0)
-    link = await asyncpg.connect(connection.dsn(url), timeout=10)
+    link = await asyncpg.connect(connection.dsn(url), timeout=10, statement_cache_size=0)  # there may be a pooler
     try:
         while True:
             async with link.transaction(readonly=True):

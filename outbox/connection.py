@@ -1,9 +1,13 @@
-"""The worker's own connections to Postgres: how they are opened, when they count as lost, and how long to wait then."""
+"""The worker's own connections to Postgres: how they are opened, when they count as lost, and how long to wait then.
+
+Behind a pooler in transaction mode nothing of a session is ours, and the next statement may meet another one: settings
+go out with every transaction, no statement stays prepared, and nobody can listen. A connection finds out by itself.
+"""
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,19 +27,29 @@ PLANNER = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_generic_plan",
-    "jit": "off",
+    "jit_above_cost": "-1",  # jit itself is what asyncpg turns off and on again
 }
 
 # The server forgets a client whose host has vanished, and with it the client's row locks.
-_SERVER = {
+_KEEPALIVE = {
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
+}
+
+_SESSION = {
     # A handler that blocks the event loop must not hold the locks of groups and limits for long.
     "idle_in_transaction_session_timeout": "10s",
     "default_transaction_isolation": "read committed",
     "timezone": "UTC",
 }
+
+# A pooler tells its clients numbers of its own in place of the server process they talk to. Asked in this way, since
+# whatever returns a row is prepared, and would be left behind in a session that is not ours.
+_IS_DIRECT = "do $$ begin assert pg_backend_pid() = {pid}; end $$"
+
+# What people write into an address for SQLAlchemy; asyncpg would send it to the server, which knows no such setting.
+_FOR_SQLALCHEMY = ("ssl", "prepared_statement_cache_size", "prepared_statement_name_func")
 
 FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """How a statement can fail. asyncpg raises InternalClientError when used just as the server closes the connection."""
@@ -59,7 +73,9 @@ def dsn(url: str) -> str:
             "the database URL cannot be read: write postgresql://user:password@host:5432/name, and percent-encode what "
             "is special in the password"
         ) from None
-    return plain.render_as_string(hide_password=False)
+    if "ssl" in plain.query:  # as SQLAlchemy's asyncpg has it
+        plain = plain.update_query_dict({"sslmode": plain.query["ssl"]})
+    return plain.difference_update_query(_FOR_SQLALCHEMY).render_as_string(hide_password=False)
 
 
 class Link:
@@ -70,6 +86,7 @@ class Link:
     :param name: shown to the database's administrator as ``application_name``.
     :param timeout: seconds that any statement may take, if not as the settings say.
     :param lock_timeout: seconds that a statement may wait for a lock; unlimited unless given.
+    :ivar is_pooled: whether a pooler has been found between here and the server. One in session mode counts too.
     """
 
     def __init__(
@@ -84,9 +101,10 @@ class Link:
         self._dsn = dsn(url)
         self._timeout = timeout or settings.statement_timeout
         self._name = name
-        self._server = {**PLANNER, **_SERVER, "application_name": name}
+        self.is_pooled = False
+        self._session = {**PLANNER, **_SESSION}
         if lock_timeout is not None:
-            self._server["lock_timeout"] = f"{lock_timeout:g}s"
+            self._session["lock_timeout"] = f"{lock_timeout:g}s"
         self._connection: asyncpg.Connection | None = None
         self._lost_at: float | None = None
         self._told_at = 0.0
@@ -95,36 +113,74 @@ class Link:
     async def connection(self) -> asyncpg.Connection:
         """The open connection, for what needs more than a statement."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(
-                self._dsn,
-                timeout=self._timeout,
-                command_timeout=self._timeout,
-                server_settings=self._server,
-            )
+            self._connection = await self._connect_directly() or await self._connect_through_pooler()
         return self._connection
+
+    async def _connect_directly(self) -> asyncpg.Connection | None:
+        if self.is_pooled:
+            return None
+        try:
+            connection = await self._open(_KEEPALIVE | self._session)
+        except asyncpg.ProtocolViolationError:
+            return None  # PgBouncer takes no settings
+        try:
+            await connection.execute(_IS_DIRECT.format(pid=connection.get_server_pid()))
+        except asyncpg.AssertError:
+            await connection.close(timeout=self._timeout)
+            return None
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _connect_through_pooler(self) -> asyncpg.Connection:
+        connection = await self._open({}, statement_cache_size=0)
+        if not self.is_pooled:
+            self.is_pooled = True
+            events.emit(events.DEBUG, "pooler_found", link=self._name)
+        return connection
+
+    async def _open(self, settings: Mapping[str, str], **options: Any) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            self._dsn,
+            timeout=self._timeout,
+            command_timeout=self._timeout,
+            server_settings={**settings, "application_name": self._name},
+            **options,
+        )
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """Run the statements of the block in one transaction."""
         connection = await self.connection()
-        transaction = connection.transaction()
-        await transaction.start()
         try:
+            await connection.execute(self._begin())
             yield
-            await transaction.commit()
+            await connection.execute("commit")
         except asyncpg.PostgresError as exc:
             if is_lost(exc):
                 self.drop()
             else:
-                await transaction.rollback()
+                await connection.execute("rollback")
             raise
         except BaseException:
             self.drop()
             raise
 
+    def _begin(self) -> str:
+        if not self.is_pooled:
+            return "begin"
+        return ";".join(["begin", *(f"set local {name} = '{value}'" for name, value in self._session.items())])
+
     async def fetch(self, statement: str, *args: Any) -> list[asyncpg.Record]:
         """Run one statement, in a transaction of its own unless one is open."""
         connection = await self.connection()
+        if self.is_pooled and not connection.is_in_transaction():
+            async with self.transaction():
+                return await self._fetch(connection, statement, *args)
+        return await self._fetch(connection, statement, *args)
+
+    async def _fetch(self, connection: asyncpg.Connection, statement: str, *args: Any) -> list[asyncpg.Record]:
         try:
             rows: list[asyncpg.Record] = await connection.fetch(statement, *args)
         except asyncpg.PostgresError as exc:

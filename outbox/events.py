@@ -12,6 +12,8 @@
     settle_failed       job_id, task, error         Postgres refused an outcome; it was written without its texts
     database_lost       link, error                 said when it begins and while it lasts; the worker goes on
     database_back       link, seconds
+    pooler_found        link                        (debug) between it and the database, with sessions that are not ours
+    wake_up_off         reason                      nobody can listen through a pooler; polling finds the jobs
     schedule_invalid    schedule, error             it cannot be read; others fire all the same
     partitions_changed  created, dropped
     partition_busy      statement                   (debug) a lock was not free; tried again later

@@ -143,10 +143,9 @@ async def mend_groups(link: Link) -> None:
 
 
 async def _briefly(link: Link, statement: str, *args: object) -> None:
-    connection = await link.connection()
     try:
-        async with connection.transaction():
-            await connection.execute("set local lock_timeout = '100ms'")
-            await connection.execute(statement, *args)
+        async with link.transaction():
+            await link.fetch("set local lock_timeout = '100ms'")
+            await link.fetch(statement, *args)
     except asyncpg.LockNotAvailableError:
         events.emit(events.DEBUG, "partition_busy", statement=statement)

@@ -17,7 +17,7 @@ async def migrate(url: str) -> tuple[int, int]:
     :return: the version before and after.
     :raises SchemaMismatch: if the database is ahead of this release, or stays locked by others.
     """
-    link = await asyncpg.connect(connection.dsn(url), timeout=10)
+    link = await asyncpg.connect(connection.dsn(url), timeout=10, statement_cache_size=0)  # there may be a pooler
     try:
         for attempt in range(TRIES):
             try:

@@ -24,7 +24,7 @@ class WorkerSettings:
     :param max_jobs_per_child: jobs of tasks with ``isolation="process"`` that a child process runs before a fresh one
         takes its place, so that what their libraries leak is bounded. 1 to 1,000,000.
     :param wake_up: whether to listen for hints that new jobs are there. Polling finds them without, a little later.
-        Switch it off behind a connection pooler in transaction mode.
+        Through a connection pooler nobody can listen, and the worker only polls.
     :param retention_days: for how many days finished jobs are kept. 1 to 3,650.
     :param statement_timeout: how long any statement of the worker may take before its connection is given up.
         1 to 600; a heartbeat waits a sixth of the lease at most.

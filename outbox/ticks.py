@@ -80,7 +80,7 @@ insert into outbox.live_job (
 )
 select ticked.job_id, task, queue,
        payload || outbox.moment_argument(moment, nominal), version, priority,
-       greatest(nominal + make_interval(secs => jitter * random()), clock_timestamp()), max_attempts,
+       greatest(nominal, clock_timestamp()) + make_interval(secs => jitter * random()), max_attempts,
        tags, group_key, case when group_key is not null then 'new' end, limit_key,
        task = any (array(select name from outbox.job_limit where scope = 'task'))
            or queue = any (array(select name from outbox.job_limit where scope = 'queue'))

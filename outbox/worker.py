@@ -135,7 +135,9 @@ class Worker:
             asyncio.create_task(self._settler.run(), name="outbox-settle"),
             asyncio.create_task(self._watch_for_ever(), name="outbox-watch"),
         ]
-        if self._settings.wake_up:
+        if self._settings.wake_up and claim_link.is_pooled:
+            events.emit(events.INFO, "wake_up_off", reason="the database is behind a connection pooler")
+        elif self._settings.wake_up:
             listening = listener.listen(self._url, self._settings, self._wake.set)
             loops.append(asyncio.create_task(listening, name="outbox-listen"))
         try:
