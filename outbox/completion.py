@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
-from outbox import sql
+from outbox import sql, statement
 from outbox.context import Claim
 from outbox.enqueue import refuse_autocommit
 from outbox.errors import CommitRefused, LeaseLost
@@ -64,7 +64,7 @@ def _commit(session: Session, claim: Claim, outcome: Finished) -> None:
         "progress": claim.progress,
         "checkpoint": claim.kept,
     }
-    if not connection.scalar(_FINISH_HERE, values):
+    if not statement.execute(connection, _FINISH_HERE, values).scalar():
         raise LeaseLost("the job was no longer this worker's when its handler ended; nothing was committed")
     del session.info[_HANDED_OUT]
     session.commit()

@@ -7,19 +7,21 @@ the same flush.
 """
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction, registry
 
-from outbox import flow, sql, unique, wakeup
+from outbox import flow, sql, statement, unique, wakeup
 from outbox.errors import EnqueueFailed, JobExists, QueueFull
 from outbox.newjob import NewJob, columns
 from outbox.table import live_job
 
 _ENQUEUE = text(sql.ENQUEUE)
+_ENQUEUE_ONE = text(sql.ENQUEUE_ONE)
+_COMMON = {"id", "task", "queue", "payload", "priority", "max_attempts"}
 _FAILED = "outbox.enqueue_failed"
 _QUEUES = "outbox.queues"
 
@@ -83,11 +85,19 @@ def _insert(connection: Connection, jobs: list[NewJob]) -> None:
     rejected = unique.write(connection, keyed) if keyed else []
     plain = [job for job in jobs if job.options.key is None] if keyed else jobs
     if plain:
-        connection.execute(_ENQUEUE, columns(plain))
+        _insert_plain(connection, columns(plain))
     for job in plain:
         job.is_new = True
     if rejected:
         raise JobExists(rejected)
+
+
+def _insert_plain(connection: Connection, values: dict[str, list[Any]]) -> None:
+    said = {name: column[0] for name, column in values.items() if column}
+    if len(values["id"]) == 1 and said.keys() == _COMMON:
+        statement.execute(connection, _ENQUEUE_ONE, said)
+    else:
+        statement.execute(connection, _ENQUEUE, values)
 
 
 def _state(exc: DBAPIError) -> str | None:

@@ -24,6 +24,9 @@ TELL = 1.0
 """Seconds between two looks at progress and cancel requests."""
 
 KEEP_PARTITIONS = 600.0
+PARTITION_BUSY = 10.0
+"""Seconds until the next try where somebody read the table just then."""
+
 MEND_GROUPS = 60.0
 
 BUSY = 0.02
@@ -180,8 +183,9 @@ class Heartbeat:
             return
         await maintenance.rescue(self._link)
 
-    async def _keep_partitions(self) -> None:
-        await maintenance.keep_partitions(self._link, self._settings.retention_days)
+    async def _keep_partitions(self) -> float | None:
+        done = await maintenance.keep_partitions(self._link, self._settings.retention_days)
+        return None if done else PARTITION_BUSY
 
     async def _mend_groups(self) -> None:
         await maintenance.mend_groups(self._link)

@@ -115,19 +115,19 @@ async def rescue(link: Link) -> int:
             return total
 
 
-async def keep_partitions(link: Link, retention_days: int) -> None:
+async def keep_partitions(link: Link, retention_days: int) -> bool:
     """Make the partitions of the coming days and drop those past retention.
 
     Both need a lock that no settle may wait for: it is asked for briefly, and asked for again the next time.
+
+    :return: whether all of it could be done.
     """
     days = [row["day"] for row in await link.fetch(_MISSING_DAYS, DAYS_AHEAD)]
     old = [row["name"] for row in await link.fetch(_OLD_PARTITIONS, retention_days)]
-    for day in days:
-        await _briefly(link, "select outbox.add_partition($1)", day)
-    for name in old:
-        await _briefly(link, f'drop table if exists outbox."{name}"')
-    if days or old:
-        events.emit(events.INFO, "partitions_changed", created=len(days), dropped=len(old))
+    created = [await _briefly(link, "select outbox.add_partition($1)", day) for day in days]
+    dropped = [await _briefly(link, f'drop table if exists outbox."{name}"') for name in old]
+    if any(created + dropped):
+        events.emit(events.INFO, "partitions_changed", created=sum(created), dropped=sum(dropped))
     await link.fetch(_PRUNE_DEFAULT, retention_days)
     await link.fetch(_PRUNE_KEYS)
     await link.fetch(_PRUNE_BUCKETS)
@@ -135,6 +135,7 @@ async def keep_partitions(link: Link, retention_days: int) -> None:
     await link.fetch(_PRUNE_INBOX, retention_days)
     await link.fetch(_PRUNE_BATCHES, retention_days)
     await link.fetch(_PRUNE_DEPENDENCIES, retention_days)
+    return all(created + dropped)
 
 
 async def mend_groups(link: Link) -> None:
@@ -142,10 +143,12 @@ async def mend_groups(link: Link) -> None:
     await link.fetch(_FORGOTTEN_GROUPS)
 
 
-async def _briefly(link: Link, statement: str, *args: object) -> None:
+async def _briefly(link: Link, statement: str, *args: object) -> bool:
     try:
         async with link.transaction():
             await link.fetch("set local lock_timeout = '100ms'")
             await link.fetch(statement, *args)
     except asyncpg.LockNotAvailableError:
         events.emit(events.DEBUG, "partition_busy", statement=statement)
+        return False
+    return True

@@ -48,6 +48,17 @@ where case when exists (select from outbox.queue where ceiling is not null)
            then (select outbox.has_room(cast(:queue as text[]))) else true end
 """
 
+# The same for the commonest case, one job with nothing but arguments. It is what a request waits for.
+ENQUEUE_ONE = """
+insert into outbox.live_job (id, task, queue, payload, priority, max_attempts, limited)
+select cast(:id as uuid), cast(:task as text), cast(:queue as text), cast(:payload as jsonb),
+       cast(:priority as smallint), cast(:max_attempts as smallint),
+       cast(:task as text) = any (array(select name from outbox.job_limit where scope = 'task'))
+           or cast(:queue as text) = any (array(select name from outbox.job_limit where scope = 'queue'))
+where case when exists (select from outbox.queue where ceiling is not null)
+           then (select outbox.has_room(array[cast(:queue as text)])) else true end
+"""
+
 # The same for jobs with a key, unless one of them lives.   Index: live_job_key.
 # Where another transaction is about to write the same key, it waits to see how that one ends. The keys of a statement
 # are taken in one order, so that two statements never wait for each other.

@@ -53,12 +53,13 @@ async def more_drains(server: str, *, full: bool) -> list[Row]:
 async def enqueues(server: str, *, full: bool) -> list[Row]:
     """In transactions, in bulk, by many writers."""
     none, one, four = await enqueue.in_transactions(server, 2000 if full else 500)
-    bulk, bulk_floor = await enqueue.in_bulk(server, 10), await enqueue.floor_of_bulk(server, 10)
+    (bulk, made_too), bulk_floor = await enqueue.in_bulk(server, 10), await enqueue.floor_of_bulk(server, 10)
     with_wake_up, without = await enqueue.by_writers(server, 40 if full else 12)
     return [
         at_most("transaction with one job, ms", one, "the same without", none, 1.35),
         at_most("transaction with four jobs, ms", four, "the same without", none, 1.6),
         above("enqueue_many of 10,000, jobs/s", bulk, 100_000, "insert by the server", bulk_floor),
+        told("the same with the making of the jobs", made_too, "insert by the server", bulk_floor),
         at_least("commits/s of 16 writers, wake-up on", with_wake_up, "off", without, 0.9),
     ]
 

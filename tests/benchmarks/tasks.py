@@ -6,7 +6,7 @@ import time
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from outbox import INJECTED, Outbox
+from outbox import INJECTED, Limit, Outbox
 
 engine = create_async_engine(
     os.environ.get("DATABASE_URL", "postgresql+asyncpg://").replace("postgresql://", "postgresql+asyncpg://"),
@@ -38,3 +38,9 @@ async def credit(n: int, session: AsyncSession = INJECTED) -> dict[str, int]:
 async def stamp() -> float:
     """When the handler started, by the clock that the benchmark reads too."""
     return time.time()
+
+
+@outbox.task(queue="limited", limit=Limit(concurrency=100))
+async def limited(n: int) -> dict[str, int]:
+    """The same under a limit."""
+    return {"ok": n}

@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 from sqlmodel import Session as SQLModelSession
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelAsyncSession
 
-from outbox import NewJob, Outbox, State
+from outbox import NewJob, Outbox, State, limit
 from outbox.connection import dsn
 from outbox.errors import EnqueueFailed
 from outbox.newjob import Options
@@ -32,6 +32,10 @@ outbox = Outbox()
 
 @outbox.task()
 async def noop(n: int = 0) -> None: ...
+
+
+@outbox.task()
+async def unlimited(n: int) -> None: ...
 
 
 @outbox.task(queue="mail", priority=2, retry=3, tags=["receipt"])
@@ -288,6 +292,35 @@ async def test_any_number_of_jobs_in_one_flush_is_one_statement(engine: AsyncEng
     assert not said[0].endswith("MANY")
     assert said[1] == "COMMIT"
     assert await factories.count(engine) == 100
+
+
+async def test_one_job_alone_is_written_as_many_are(engine: AsyncEngine, session: AsyncSession) -> None:
+    """A single job has a statement of its own."""
+    await limit.put(session, "task", "noop", limit.Limit(concurrency=1))
+    await limit.put(session, "queue", "narrow", limit.Limit(concurrency=1))
+    await session.commit()
+    for each in (noop, noop.options(priority=3), noop.options(queue="narrow"), noop.options(queue="free"), unlimited):
+        together = [each.enqueue(session, 1), each.enqueue(session, 1)]
+        await session.flush()
+        alone = each.enqueue(session, 1)
+        await session.commit()
+        rows = (
+            (
+                await session.execute(
+                    text(
+                        "select to_jsonb(j) - array['id', 'run_at', 'created_at'] "
+                        "from outbox.live_job j where id = any (:ids)"
+                    ),
+                    {"ids": [job.id for job in (*together, alone)]},
+                )
+            )
+            .scalars()
+            .all()
+        )
+        assert len(rows) == 3
+        assert rows[0] == rows[1] == rows[2]
+        times = text("select run_at <= clock_timestamp() from outbox.live_job where id = :id")
+        assert await session.scalar(times, {"id": alone.id})
 
 
 async def test_a_business_transaction_pays_one_statement_and_no_commit_more(

@@ -139,7 +139,7 @@ def test_every_statement_of_the_worker_is_explained() -> None:
     functions = {"ROOMS", "SPEND"}  # see test_limits
     functions |= {"ADMIT", "LOCK_GROUPS", "OPEN_GROUPS"}  # see test_groups
     of_people |= {"GROUP", "LOCK_GROUP", "OPEN_GROUP"}
-    of_people |= {"ENQUEUE", "ENQUEUE_UNIQUE", "ENQUEUE_OR_REPLACE", "RESEAL"}
+    of_people |= {"ENQUEUE", "ENQUEUE_ONE", "ENQUEUE_UNIQUE", "ENQUEUE_OR_REPLACE", "RESEAL"}
     of_people |= {"COUNT_IN", "FOLLOW", "DEPEND"}
     of_people |= {"FIND_KEYS", "FIND_HELD_KEYS", "HOLD_KEYS", "HAND_KEYS_OVER"}
     all_of_them = {name for name in vars(sql) if name.isupper() and not name.startswith("_")}
