@@ -57,16 +57,12 @@ PEERS: Final = {
             jobs=3000,
         ),
         Peer("oban", ["oban==0.7.0", "psycopg[binary,pool]==3.3.9", "uvloop==0.23.0"], "postgres", python=(3, 12)),
+        Peer("awa", ["awa-pg==0.6.9", "uvloop==0.23.0"], "postgres", jobs=30_000),
         Peer("celery", ["celery[redis]==5.7.0", "redis==8.1.0", "hiredis==3.5.0"], "redis", jobs=3000),
         Peer("arq", ["arq==0.28.0", "redis[hiredis]==5.3.1", "uvloop==0.23.0"], "redis", jobs=3000),
         Peer("dramatiq", ["dramatiq[redis]==2.2.1", "redis==8.1.0", "hiredis==3.5.0"], "redis", jobs=3000),
     )
 }
-
-UNAVAILABLE: Final[dict[str, str]] = {
-    "awa": "its adapter is not finished: awa-pg 0.6.9 runs, but our drain never saw its jobs complete",
-}
-"""Peers that were to be measured and cannot be, and why."""
 
 
 def install(peer: Peer, folder: Path = ENVIRONMENTS) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from api.postgres import embedded
-from tests.benchmarks.peers import PEERS, UNAVAILABLE, Peer, PeerFailed, run
+from tests.benchmarks.peers import PEERS, Peer, PeerFailed, run
 from tests.benchmarks.peers.stores import database, redis
 
 COLUMNS = {"drain": ["jobs_per_second", "enqueue_per_second"], "latency": ["p50", "p99"]}
@@ -34,8 +34,6 @@ async def main() -> None:
             continue
         figures = "".join(f"{found[column]:>20,.2f}" for column in columns)
         print(f"{name:16}{figures}{found['jobs']:>9,}  {found['version']}: {found['settings']}", flush=True)
-    for name, reason in UNAVAILABLE.items():
-        print(f"{name:16}{reason}")
 
 
 async def measure(peer: Peer, asked: argparse.Namespace) -> dict[str, Any]:
