@@ -13,9 +13,10 @@ from typing import Any
 
 from api.postgres import binaries, embedded
 from outbox import connection
-from tests.benchmarks import bench, drain, enqueue, floor, idle, latency, pressure, report
+from tests import pooler
+from tests.benchmarks import bench, drain, enqueue, floor, idle, latency, pressure, report, soak
 from tests.benchmarks.peers import PEERS, Peer, PeerFailed, run, stores
-from tests.benchmarks.report import Row, above, at_least, at_most, below, say, told
+from tests.benchmarks.report import Row, above, at_least, at_most, below, draw, say, told
 
 BATCH = 500
 BIN = binaries(18)
@@ -47,7 +48,17 @@ async def more_drains(server: str, *, full: bool) -> list[Row]:
         at_least("drain, two processes, jobs/s", two, "one process", one, 1.0),
         above("drain, sync handlers in threads, jobs/s", await drain.threads(server, jobs // 2), 5000),
         told("drain, transactional completion, jobs/s", await drain.transactional(server, jobs // 10)),
+        told("drain, limited to 100 at once, jobs/s", await drain.limited(server, jobs // 2), "without", one),
+        told("drain, 1,000 groups in order, jobs/s", await drain.groups(server, jobs // 2), "without", one),
+        *await _pooled(server, jobs, one),
     ]
+
+
+async def _pooled(server: str, jobs: int, direct: float) -> list[Row]:
+    if pooler.PROGRAM is None:
+        say("  nothing could be measured through PgBouncer: it is not here; on Debian: apt install pgbouncer")
+        return []
+    return [told("drain, through PgBouncer, jobs/s", await drain.pooled(server, jobs), "directly", direct)]
 
 
 async def enqueues(server: str, *, full: bool) -> list[Row]:
@@ -97,39 +108,83 @@ async def pressures(server: str, *, full: bool) -> list[Row]:
     count, jobs = (10, 100_000) if full else (4, 50_000)
     held = await pressure.snapshot(server, count, jobs)
     writing, after = await pressure.writer(server, count, jobs)
+    draw("jobs/s, round by round", [*range(1, count + 1)], **{"held snapshot": held, "open writer": writing})
     beside, alone = await pressure.beside_readers(server, jobs)
-    rows = [
+    return [
         at_least("held snapshot, last round, jobs/s", held[-1], "first round", held[0], 0.9),
         at_least("open writing transaction, last round", writing[-1], "first round", writing[0], 0.5),
         at_least("ten seconds after its end", after, "first round", writing[0], 0.9),
         at_least("beside four readers, jobs/s", beside, "alone", alone, 0.8),
     ]
+
+
+async def histories(server: str, *, full: bool) -> list[Row]:
+    """A long history, many scheduled and blocked jobs, and dropping a day of it."""
     finished, scheduled, blocked = (10_000_000, 1_000_000, 100_000) if full else (200_000, 200_000, 20_000)
-    crowded, empty = await pressure.beside_history(server, jobs, finished, scheduled, blocked)
-    name = f"beside {finished / 1e6:g} m finished, {scheduled / 1e6:g} m scheduled"
-    rows.append(at_least(name, crowded, "empty database", empty, 0.9))
-    return rows
+    seen = await pressure.beside_history(server, 100_000 if full else 50_000, finished, scheduled, blocked)
+    beside = f"beside {finished / 1e6:g} m finished, {scheduled / 1e6:g} m scheduled"
+    return [
+        at_least(beside, seen.speed, "empty database", seen.speed_alone, 0.9),
+        at_most("the same, claim of 50, p99 ms", seen.claim, "empty database", seen.claim_alone, 1.1),
+        below(f"dropping a day of {finished / 1e6:g} m finished, ms", seen.drop * 1000, 1000),
+        below("longest settle meanwhile, ms", seen.longest * 1000, 100),
+    ]
+
+
+async def soaks(server: str, *, full: bool) -> list[Row]:
+    """Steady work, 2,000 jobs a second: what grows?"""
+    seen = await soak.run(server, 1800 if full else 90)
+    draw("soak: megabytes", seen.minutes, table=seen.table, indexes=seen.indexes, worker=seen.memory)
+    draw("soak: ms until a job starts", seen.minutes, p50=seen.p50, p99=seen.p99)
+    name = f"soak of {seen.minutes[-1]:.0f} min, last third: "
+    return [
+        at_most(name + "live table, MB", *_beside(seen.growth(seen.table)), 1.2),
+        at_most(name + "indexes, MB", *_beside(seen.growth(seen.indexes)), 1.2),
+        at_most(name + "worker, MB", *_beside(seen.growth(seen.memory)), 1.05),
+        at_most(name + "wait p99, ms", *_beside(seen.growth(seen.p99)), 1.25),
+    ]
+
+
+def _beside(growth: tuple[float, float]) -> tuple[float, str, float]:
+    return growth[0], "second third", growth[1]
 
 
 async def peers(server: str, *, full: bool) -> list[Row]:
     """Other queues, in turns with ours."""
     rows = []
     for name, times in AGAINST.items():
-        peer, ours, theirs = PEERS[name], [], []
         try:
-            for _ in range(3 if full else 1):
-                ours.append((await drain.plain(server, 100_000))[0])
-                theirs.append((await _peer(server, peer, "drain", jobs=peer.jobs, workers=1))["jobs_per_second"])
-            waits = await _peer(server, peer, "latency", jobs=500 if full else 100, pause=0.05)
+            rows += await _against(server, PEERS[name], times, full=full)
         except PeerFailed as exc:
             say(f"  {name} could not be measured: {exc}")
-            continue
-        mine = await latency.of_single_jobs(server, 500 if full else 100)
-        rows += [
-            at_least("drain, jobs/s", statistics.median(ours), name, statistics.median(theirs), times),
-            told("commit to start, p50 ms", mine[0], name, waits["p50"]),
-            told("commit to start, p99 ms", mine[1], name, waits["p99"]),
-        ]
+    return rows
+
+
+async def _against(server: str, peer: Peer, times: float, *, full: bool) -> list[Row]:
+    ours, theirs = [], []
+    for _ in range(3 if full else 1):
+        ours.append((await drain.plain(server, 100_000))[0])
+        theirs.append(await _peer(server, peer, "drain", jobs=peer.jobs, workers=1))
+    speed = statistics.median(each["jobs_per_second"] for each in theirs)
+    rows = [at_least("drain, jobs/s", statistics.median(ours), peer.name, speed, times)]
+    if peer.name == "pgqueuer":
+        two = await _peer(server, peer, "drain", jobs=peer.jobs, workers=2)
+        bulk = statistics.median(each["enqueue_per_second"] for each in theirs)
+        both = (await drain.plain(server, 100_000, workers=2))[0]
+        rows.append(at_least("drain, two processes, jobs/s", both, peer.name, two["jobs_per_second"], 1.5))
+        rows.append(at_least("enqueue in bulk, jobs/s", (await enqueue.in_bulk(server, 10))[0], peer.name, bulk, 1.5))
+    if peer.name == "procrastinate":
+        completed = await drain.transactional(server, 10_000)
+        rows.append(at_least("drain, transactional completion, jobs/s", completed, f"{peer.name}, plain", speed, 3))
+    jobs = 500 if full else 100
+    mine = await latency.of_single_jobs(server, jobs)
+    waits = await _peer(server, peer, "latency", jobs=jobs, pause=0.05)
+    for n, quantile in enumerate(("p50", "p99")):
+        row = f"commit to start, {quantile} ms"
+        if peer.name in NO_SLOWER_THAN:
+            rows.append(at_most(row, mine[n], peer.name, waits[quantile], 1.0))
+        else:
+            rows.append(told(row, mine[n], peer.name, waits[quantile]))
     return rows
 
 
@@ -141,8 +196,19 @@ async def _peer(server: str, peer: Peer, command: str, **options: float) -> dict
         return await run(peer, command, url, options)
 
 
-AGAINST = {"pgqueuer": 2.0, "oban": 10.0, "procrastinate": 10.0, "celery": 10.0, "arq": 10.0, "dramatiq": 10.0}
+AGAINST = {
+    "pgqueuer": 2.0,
+    "awa": 8.0,
+    "oban": 10.0,
+    "procrastinate": 10.0,
+    "celery": 10.0,
+    "arq": 10.0,
+    "dramatiq": 10.0,
+}
 """Other queues, and how many times as fast as each ours is to drain."""
+
+NO_SLOWER_THAN = {"pgqueuer", "oban"}
+"""Those than which ours starts a single job no later."""
 
 MAIN: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "drain": drains,
@@ -151,8 +217,9 @@ MAIN: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "latency": latencies,
     "idle": idles,
     "pressure": pressures,
+    "history": histories,
 }
-FULL = MAIN | {"peers": peers}
+FULL = MAIN | {"soak": soaks, "peers": peers}
 
 
 async def _floor(server: str, jobs: int, batch: int) -> float:

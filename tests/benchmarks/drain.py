@@ -1,7 +1,17 @@
 """How fast waiting jobs are worked off."""
 
+from tests import pooler
 from tests.benchmarks import bench
 from tests.benchmarks.bench import Cost
+
+_LIMITED = """
+insert into outbox.live_job (task, queue, payload, limited, limit_key)
+select 'limited', 'limited', jsonb_build_object('n', n), true, '' from generate_series(1, $1::integer) n
+"""
+_GROUPED = """
+insert into outbox.live_job (task, payload, group_key, blocked)
+select 'noop', jsonb_build_object('n', n), 'g' || n % 1000, 'new' from generate_series(1, $1::integer) n
+"""
 
 
 async def plain(server: str, jobs: int, *, workers: int = 1) -> tuple[float, Cost]:
@@ -45,6 +55,46 @@ async def transactional(server: str, jobs: int) -> float:
             await bench.until_empty(client, "accounts")
         speed, done = await bench.jobs_per_second(client, "credit")
         assert await client.fetchval("select sum(balance) from account") == jobs
+        await client.close()
+    _all(done, jobs)
+    return speed
+
+
+async def limited(server: str, jobs: int) -> float:
+    """The same under a limit of how many run at once, which is never reached for long."""
+    async with bench.database(server) as url:
+        client = await bench.connect(url)
+        await client.execute(_LIMITED, jobs)
+        async with bench.workers(url, "limited:100"):
+            await bench.until_empty(client, "limited")
+        speed, done = await bench.jobs_per_second(client, "limited")
+        await client.close()
+    _all(done, jobs)
+    return speed
+
+
+async def groups(server: str, jobs: int) -> float:
+    """The same where all jobs are of one of a thousand groups, each of which runs in order."""
+    async with bench.database(server) as url:
+        client = await bench.connect(url)
+        await client.execute(_GROUPED, jobs)
+        async with bench.workers(url, "default:100"):
+            await bench.until_empty(client)
+        speed, done = await bench.jobs_per_second(client)
+        await client.close()
+    _all(done, jobs)
+    return speed
+
+
+async def pooled(server: str, jobs: int) -> float:
+    """The same by way of PgBouncer in transaction mode."""
+    async with bench.database(server) as url:
+        client = await bench.connect(url)
+        await bench.fill(client, jobs)
+        with pooler.pooled(url) as through:
+            async with bench.workers(through, "default:100"):
+                await bench.until_empty(client)
+        speed, done = await bench.jobs_per_second(client)
         await client.close()
     _all(done, jobs)
     return speed

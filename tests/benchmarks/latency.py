@@ -34,19 +34,19 @@ async def under_load(server: str, seconds: float, rate: int = 2000) -> tuple[flo
     async with bench.database(server) as url:
         engine = create_async_engine(url)
         async with bench.workers(url, "default:100", 1, "-q", "latency:10"), Notifier(engine):
-            load = asyncio.create_task(_load(engine, rate))
+            coming = asyncio.create_task(load(engine, rate))
             await asyncio.sleep(2)
             jobs = int(seconds * 20)
             committed = await _enqueue(engine, jobs, 0.05)
-            load.cancel()
-            await asyncio.gather(load, return_exceptions=True)
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
             started = await _starts(engine, jobs + WARM)
         await engine.dispose()
     return bench.quantiles([max(0.0, started[id] - moment) * 1000 for id, moment in committed.items()])
 
 
-async def _load(engine: AsyncEngine, rate: int) -> None:
-    """So many jobs a second, in transactions of ten."""
+async def load(engine: AsyncEngine, rate: int) -> None:
+    """So many jobs a second, in transactions of ten, until cancelled."""
     began, sent = time.monotonic(), 0
     while True:
         due = int((time.monotonic() - began) * rate)
@@ -60,13 +60,19 @@ async def _load(engine: AsyncEngine, rate: int) -> None:
 async def _enqueue(engine: AsyncEngine, jobs: int, pause: float) -> dict[object, float]:
     committed: dict[object, float] = {}
     for n in range(-WARM, jobs):
-        async with AsyncSession(engine) as session:
-            job = stamp.enqueue(session)
-            await session.commit()
-            if n >= 0:
-                committed[job.id] = time.time()
+        id = await enqueue_one(engine)
+        if n >= 0:
+            committed[id] = time.time()
         await asyncio.sleep(pause)
     return committed
+
+
+async def enqueue_one(engine: AsyncEngine) -> object:
+    """A single job that notes when it starts, committed; its id."""
+    async with AsyncSession(engine) as session:
+        job = stamp.enqueue(session)
+        await session.commit()
+        return job.id
 
 
 async def _starts(engine: AsyncEngine, expected: int) -> dict[object, float]:

@@ -1,12 +1,22 @@
 """How fast it stays while the database is under what kills queues in tables."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import uuid4
 
 import asyncpg
 
+from outbox import State, WorkerSettings, claim, maintenance
+from outbox.connection import Link
+from outbox.marks import Marks
+from outbox.outcome import Finished
 from tests.benchmarks import bench
+
+DAYS = 13
+"""How old the history is, in days: a worker keeps it."""
 
 PAUSE = """
 insert into outbox.queue (name, paused_at) values ('default', now()) on conflict (name) do update set paused_at = now()
@@ -116,23 +126,44 @@ async def beside_readers(server: str, jobs: int) -> tuple[float, float]:
     return sorted(beside)[1], sorted(alone)[1]
 
 
-async def beside_history(server: str, jobs: int, finished: int, scheduled: int, blocked: int) -> tuple[float, float]:
-    """The speed beside so many finished, scheduled and blocked jobs, and in an empty database."""
+@dataclass(frozen=True)
+class History:
+    """What is measured beside a long history, and in an empty database."""
+
+    speed: float
+    speed_alone: float
+    claim: float
+    claim_alone: float
+    drop: float
+    """Seconds to drop a day with all of the finished jobs."""
+    longest: float
+    """Seconds that the longest settle took meanwhile."""
+
+
+async def beside_history(server: str, jobs: int, finished: int, scheduled: int, blocked: int) -> History:
+    """Drain and claim beside so many finished, scheduled and blocked jobs, and in an empty database."""
     async with bench.database(server) as url:
         client = await bench.connect(url)
-        empty = sorted(await rounds(url, client, 3, jobs))[1]
+        alone = sorted(await rounds(url, client, 3, jobs))[1]
+        claim_alone = await _claim(url, client)
         await _history(client, finished, scheduled, blocked)
-        full = sorted(await rounds(url, client, 3, jobs))[1]
+        beside = sorted(await rounds(url, client, 3, jobs))[1]
+        claim = await _claim(url, client)
+        drop, longest = await _drop(url, client)
         await client.close()
-    return full, empty
+    return History(beside, alone, claim, claim_alone, drop, longest)
 
 
 async def _history(client: asyncpg.Connection, finished: int, scheduled: int, blocked: int) -> None:
+    await client.execute("select outbox.add_partition((now() at time zone 'UTC')::date - $1::integer)", DAYS)
     await client.execute(
-        "insert into outbox.finished_job (id, task, queue, state, payload, fence, attempt, started_at, result) "
+        "insert into outbox.finished_job "
+        "(id, task, queue, state, payload, fence, attempt, started_at, finished_at, result) "
         "select outbox.uuid7(), 'noop', 'old', 'succeeded', jsonb_build_object('n', n), 1, 1, clock_timestamp(), "
-        "jsonb_build_object('ok', n) from generate_series(1, $1::integer) n",
+        "date_trunc('day', now(), 'UTC') - make_interval(days => $2), jsonb_build_object('ok', n) "
+        "from generate_series(1, $1::integer) n",
         finished,
+        DAYS,
         timeout=3600,
     )
     for priority in range(4):
@@ -143,4 +174,46 @@ async def _history(client: asyncpg.Connection, finished: int, scheduled: int, bl
         blocked,
         timeout=3600,
     )
-    await client.execute("checkpoint")
+    await client.execute("checkpoint", timeout=3600)
+
+
+async def _claim(url: str, client: asyncpg.Connection, count: int = 300, size: int = 50) -> float:
+    """Milliseconds that 99 of 100 claims of so many jobs do not exceed."""
+    await bench.fill(client, count * size)
+    link, marks, took = Link(url, WorkerSettings(), "bench claim"), Marks(), []
+    while True:
+        began = time.perf_counter()
+        taken = await claim.take(link, {"default": size}, {"noop": 1}, uuid4(), 30, marks=marks)
+        took.append((time.perf_counter() - began) * 1000)
+        if not taken:
+            break
+        await claim.settle(link, [(each, Finished(State.SUCCEEDED, "{}")) for each in taken])
+    await link.close()
+    return bench.quantiles(took[5:])[1]
+
+
+async def _drop(url: str, client: asyncpg.Connection) -> tuple[float, float]:
+    """Seconds that retention takes for the day with the history, and the longest settle of a busy worker meanwhile."""
+    await bench.fill(client, 20_000)
+    link, settles, longest, done = Link(url, WorkerSettings(), "bench settle"), 0, 0.0, asyncio.Event()
+
+    async def settle() -> None:
+        nonlocal settles, longest
+        while not done.is_set():
+            taken = await claim.take(link, {"default": 10}, {"noop": 1}, uuid4(), 30)
+            began = time.perf_counter()
+            await claim.settle(link, [(each, Finished(State.SUCCEEDED, "{}")) for each in taken])
+            longest, settles = max(longest, time.perf_counter() - began), settles + 1
+
+    settling = asyncio.create_task(settle())
+    keeper = Link(url, WorkerSettings(), "bench keeper")
+    await maintenance.keep_partitions(keeper, 10 * DAYS)  # what has nothing to do with the drop
+    began = time.perf_counter()
+    if not await maintenance.keep_partitions(keeper, DAYS - 1):
+        raise RuntimeError("the table was in use")
+    took = time.perf_counter() - began
+    done.set()
+    await settling
+    await keeper.close()
+    await link.close()
+    return took, longest

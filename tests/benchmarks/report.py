@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FILE = Path("build/bench.json")
+CURVES = Path("build/curves.json")
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,31 @@ def told(row: str, ours: float, against: str = "", theirs: float | None = None) 
     return Row(row, ours, against, theirs, theirs and ours / theirs, "", None)
 
 
+@dataclass(frozen=True)
+class Curve:
+    """What changes over time or from round to round.
+
+    :ivar lines: name of a line → its values, one for each of ``x``.
+    """
+
+    title: str
+    x: list[float]
+    lines: dict[str, list[float]]
+
+
+_curves: list[Curve] = []
+
+
+def draw(title: str, x: list[float], **lines: list[float]) -> None:
+    """Keep a curve for the plots."""
+    _curves.append(Curve(title, x, lines))
+
+
 def show(table: list[Row]) -> None:
     """Print the table and write it down for machines."""
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(json.dumps([asdict(row) for row in table], indent=2, ensure_ascii=False) + "\n")
+    CURVES.write_text(json.dumps([asdict(curve) for curve in _curves], indent=2, ensure_ascii=False) + "\n")
     print(f"{'':48}{'ours':>12}  {'against':28}{'theirs':>12}{'ratio':>8}  target")
     for row in table:
         print(line(row))

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from outbox import INJECTED, JobContext, Outbox, WorkerSettings, worker
@@ -53,18 +54,16 @@ class Fate:
 def declare(engine: AsyncEngine, fate: Fate) -> Outbox:
     """The tasks, whose sessions pass the points of a commit."""
 
-    class Session(AsyncSession):
-        async def commit(self) -> None:
+    class Doomed(Session):
+        def commit(self) -> None:
             fate.pass_by("settled")
-            if fate.strikes():
-                committing = asyncio.create_task(super().commit())
-                await asyncio.sleep(random.choice((0, 0, 0.0002, 0.0005)))  # the COMMIT is on its way, or not yet
-                fate.die("committing")
-                await committing
-            await super().commit()
+            if fate.strikes():  # while the COMMIT is on its way
+                moment = random.choice((0, 0, 0.0002, 0.0005))
+                asyncio.get_running_loop().call_later(moment, fate.die, "committing")
+            super().commit()
             fate.pass_by("committed")
 
-    outbox = Outbox(sessions=async_sessionmaker(engine, class_=Session))
+    outbox = Outbox(sessions=async_sessionmaker(engine, sync_session_class=Doomed))
 
     @outbox.task(queue="nobody's")
     async def child(parent: str) -> None: ...
