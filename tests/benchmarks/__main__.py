@@ -133,7 +133,7 @@ async def histories(server: str, *, full: bool) -> list[Row]:
 
 async def soaks(server: str, *, full: bool) -> list[Row]:
     """Steady work, 2,000 jobs a second: what grows?"""
-    seen = await soak.run(server, 1800 if full else 90)
+    seen = await soak.run(server, 1200 if full else 90)
     draw("soak: megabytes", seen.minutes, table=seen.table, indexes=seen.indexes, worker=seen.memory)
     draw("soak: ms until a job starts", seen.minutes, p50=seen.p50, p99=seen.p99)
     name = f"soak of {seen.minutes[-1]:.0f} min, last third: "
