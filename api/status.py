@@ -1,12 +1,7 @@
-"""Ask for jobs, batches and schedules and steer them: the library's routers, in this service's unit of work."""
+"""Ask for jobs, batches and schedules and steer them: the library's API, on this service's database."""
 
-from fastapi import APIRouter
-
-from api.database import get_session
+from api.database import sessions
 from api.handlers import outbox
-from outbox.fastapi import batches_router, schedules_router, status_router
+from outbox.fastapi import outbox_router
 
-router = APIRouter()
-router.include_router(status_router(session=get_session))
-router.include_router(batches_router(session=get_session))
-router.include_router(schedules_router(session=get_session, outbox=outbox))
+router = outbox_router(outbox, sessions, prefix="")

@@ -42,6 +42,7 @@ class BatchState:
 
     id: UUID
     name: str
+    tenant: str | None
     total: int
     succeeded: int
     failed: int
@@ -57,7 +58,8 @@ class Batch:
     """Jobs that are enqueued together; iterating gives their handles.
 
     :param name: for people: 1 to 200 printable characters.
-    :param jobs: made by ``task.job(...)``; at least one. They may come ``after`` one another.
+    :param jobs: made by ``task.job(...)``; at least one. They may come ``after`` one another. If all are of one
+        tenant, so is the batch, and what is enqueued at its end.
     :param on_success: a task with one argument, a ``BatchSummary``; enqueued when all jobs have succeeded.
     :param on_failure: the same, when all have ended and one of them has failed or was cancelled.
     :param on_complete: the same, when all have ended, in either case.
@@ -82,7 +84,8 @@ class Batch:
             raise ValueError("jobs: a job with a key may turn out to be another one; a batch cannot count on it")
         given = {"success": on_success, "failure": on_failure, "complete": on_complete}
         calls = [_call(outcome, callback) for outcome, callback in given.items() if callback is not None]
-        self._row = BatchRow(name, json.dumps(calls))
+        tenants = {job.options.tenant for job in self.jobs}
+        self._row = BatchRow(name, json.dumps(calls), tenants.pop() if len(tenants) == 1 else None)
         for job in self.jobs:
             job.batch = self._row
 
@@ -110,26 +113,47 @@ class Batch:
         return self
 
 
-_STATE = (
-    "select id, name, total, succeeded, failed, cancelled, created_at, finished_at from outbox.batch where id = :id"
+_COLUMNS = "id, name, tenant, total, succeeded, failed, cancelled, created_at, finished_at"
+_MINE = "(cast(:tenant as text) is null or tenant = :tenant)"
+_GET = text(f"select {_COLUMNS} from outbox.batch where id = :id and {_MINE}")
+_PAGE = text(
+    f"select {_COLUMNS} from outbox.batch where {_MINE} and (cast(:before as uuid) is null or id < :before) "
+    "order by id desc limit :limit"
 )
-_GET = text(_STATE)
 _CANCEL = text("select * from outbox.cancel_batch(:id)")
 
 
-async def get(connection: AsyncSession | AsyncConnection, id: UUID) -> BatchState | None:
-    """The batch, or None if there is none (any more)."""
-    row = (await connection.execute(_GET, {"id": id})).mappings().first()
+async def get(connection: AsyncSession | AsyncConnection, id: UUID, *, tenant: str | None = None) -> BatchState | None:
+    """The batch, or None if there is none (any more).
+
+    :param tenant: whose batches alone are seen, here and below; those of everybody unless given.
+    """
+    row = (await connection.execute(_GET, {"id": id, "tenant": tenant})).mappings().first()
     return None if row is None else BatchState(**row)
 
 
-async def cancel(connection: AsyncSession | AsyncConnection, id: UUID) -> BatchState:
+async def page(
+    connection: AsyncSession | AsyncConnection,
+    *,
+    limit: int = 50,
+    before: UUID | None = None,
+    tenant: str | None = None,
+) -> list[BatchState]:
+    """Batches, the newest first.
+
+    :param before: the id of the last one of the page before this one.
+    """
+    values = {"limit": limit, "before": before, "tenant": tenant}
+    return [BatchState(**row) for row in (await connection.execute(_PAGE, values)).mappings()]
+
+
+async def cancel(connection: AsyncSession | AsyncConnection, id: UUID, *, tenant: str | None = None) -> BatchState:
     """Cancel its jobs: those that wait at once; the workers of those that run are asked to stop them.
 
     :return: the batch as it is now; what is missing to its total still runs.
     :raises BatchNotFound: if there is none.
     """
-    if await get(connection, id) is None:
+    if await get(connection, id, tenant=tenant) is None:
         raise BatchNotFound(id)
     await connection.execute(_CANCEL, {"id": id})
     state = await get(connection, id)

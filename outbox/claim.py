@@ -82,6 +82,7 @@ async def take(
             fence=row["fence"],
             created_at=row["created_at"],
             worker_id=worker_id,
+            waited=row["waited"],
             is_suspect=row["suspect"],
             version=row["version"],
             checkpoint=row["checkpoint"],

@@ -37,6 +37,7 @@ class Claim:
 
     A suspect has lost so many workers that the next would be its last: a worker holds one of them at a time, so that
     no other is blamed for what one of them does.
+    ``waited`` is how many seconds it was due before it was claimed.
     ``secrets`` are those among its arguments, once they are made, and are not to be said again.
     ``progress`` and ``kept`` are what the handler says while it runs, ``stop`` what the worker says. Once it has
     ``begun`` its asyncio task may be cancelled; once it is ``settling`` in the handler's own transaction nothing stops
@@ -54,6 +55,7 @@ class Claim:
     fence: int
     created_at: datetime
     worker_id: UUID
+    waited: float = 0.0
     is_suspect: bool = False
     version: int = 1
     group: str | None = None

@@ -10,6 +10,7 @@ OutboxError
 ├── IllegalTransition     the job is in a state from which the asked move is not legal
 ├── BatchNotFound         no batch has this id
 ├── ScheduleNotFound      no schedule has this name
+├── KeyNotFound           no key to the HTTP API has this id or prefix
 ├── KeyTaken              the job cannot be requeued, for another one has its key
 ├── SchemaMismatch        the database's ``outbox`` schema is not one this release can work with
 └── AttemptError          how an attempt can fail without the handler's own exception
@@ -122,6 +123,14 @@ class ScheduleNotFound(OutboxError):
     def __init__(self, name: str) -> None:
         super().__init__(f"no schedule {name!r}")
         self.name = name
+
+
+class KeyNotFound(OutboxError):
+    """No key to the HTTP API has this id or prefix."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"no key {key!r}")
+        self.key = key
 
 
 class KeyTaken(OutboxError):

@@ -14,6 +14,8 @@
     database_back       link, seconds
     pooler_found        link                        (debug) between it and the database, with sessions that are not ours
     wake_up_off         reason                      nobody can listen through a pooler; polling finds the jobs
+    api_local_only                                  nobody has said who may ask; only this machine is answered
+    watch_failed        error, waiting              jobs could not be looked at for those who wait for them; tried again
     schedule_invalid    schedule, error             it cannot be read; others fire all the same
     partitions_changed  created, dropped
     partition_busy      statement                   (debug) a lock was not free; tried again later

@@ -41,6 +41,7 @@ def _count_in(connection: Connection, jobs: Iterable[NewJob]) -> None:
     values = {
         "id": [str(id) for id in batches],
         "name": [batch.name for batch in batches.values()],
+        "tenant": [batch.tenant for batch in batches.values()],
         "callbacks": [batch.callbacks for batch in batches.values()],
         "total": [totals[id] for id in batches],
     }

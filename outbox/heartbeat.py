@@ -8,17 +8,20 @@ import asyncio
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
 from outbox import claim as claims
-from outbox import events, maintenance, sql, ticks
+from outbox import events, maintenance, sql, statistic, ticks
 from outbox.claim import Settlement
 from outbox.connection import FAILURES, Link
 from outbox.context import Claim
+from outbox.presence import Presence
 from outbox.settings import WorkerSettings
+from outbox.tally import Counts, Key
 
 TELL = 1.0
 """Seconds between two looks at progress and cancel requests."""
@@ -34,6 +37,12 @@ BUSY = 0.02
 
 FIRE = 5.0
 """Seconds at most between two looks for schedules that are due; one that is made or resumed is so late at first."""
+
+COUNT = 5.0
+"""Seconds between two times that what was counted is written."""
+
+FAREWELL = 2.0
+"""Seconds that a stopping worker gives its heartbeat to say goodbye."""
 
 LAST_WORDS = 5.0
 """Seconds at most to hand jobs back when the worker has to be left."""
@@ -55,7 +64,7 @@ class Heartbeat:
     """Runs beside the worker from ``start`` to ``stop``.
 
     :param held: every claim of the worker by its job's id. Read here, changed by the worker only.
-    :param tasks: those that the worker knows; their schedules are fired here.
+    :param presence: what the worker says of itself; the schedules of the tasks that it knows are fired here.
     :param on_lost: called in the worker's loop with a claim whose lease somebody else has taken.
     :param on_cancel: called in the worker's loop with a claim whose job a person wants cancelled.
     :param on_fired: called in the worker's loop when a schedule has enqueued jobs.
@@ -67,14 +76,15 @@ class Heartbeat:
         settings: WorkerSettings,
         held: Mapping[object, Claim],
         *,
-        tasks: Sequence[str],
+        presence: Presence,
         on_lost: Callable[[Claim], None],
         on_cancel: Callable[[Claim], None],
         on_fired: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._held = held
-        self._tasks = tasks
+        self._presence = presence
+        self._tasks = list(presence.tasks)
         self._on_lost = on_lost
         self._on_cancel = on_cancel
         self._on_fired = on_fired
@@ -82,6 +92,9 @@ class Heartbeat:
         self._worker_loop = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rescue_from = 0.0
+        self.stopping = False
+        self.counted: deque[Mapping[Key, Counts]] = deque()
+        """What the worker has counted, until it is written."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox-heartbeat", daemon=True)
 
@@ -92,6 +105,10 @@ class Heartbeat:
     def stop(self) -> None:
         """Ask the thread to end; it does within a second, or is left behind."""
         self._stopped.set()
+
+    async def ended(self) -> None:
+        """Return once the thread has ended, or has had its time to."""
+        await asyncio.to_thread(self._thread.join, FAREWELL)
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Settle from any thread, in place of a worker whose event loop is blocked. The heartbeat ends with it."""
@@ -128,6 +145,8 @@ class Heartbeat:
             _Duty(KEEP_PARTITIONS, self._keep_partitions, now + random.random()),
             _Duty(MEND_GROUPS, self._mend_groups, now + MEND_GROUPS * random.random()),
             _Duty(FIRE, self._fire, now),
+            _Duty(beat, self._appear, now),
+            _Duty(COUNT, self._count, now + COUNT * random.random()),
         ]
         while not self._stopped.is_set():
             now = time.monotonic()
@@ -144,6 +163,15 @@ class Heartbeat:
                 await self._link.pause(exc)
                 continue
             await asyncio.sleep(max(0.01, min(0.25, min(duty.due for duty in duties) - time.monotonic())))
+        await self._say_goodbye()
+
+    async def _say_goodbye(self) -> None:
+        try:
+            async with asyncio.timeout(FAREWELL):
+                await self._count()
+                await self._presence.leave(self._link)
+        except FAILURES as exc:
+            events.emit(events.DEBUG, "heartbeat_alone", error=exc)
         await self._link.close()
 
     async def _renew(self) -> None:
@@ -186,6 +214,14 @@ class Heartbeat:
     async def _keep_partitions(self) -> float | None:
         done = await maintenance.keep_partitions(self._link, self._settings.retention_days)
         return None if done else PARTITION_BUSY
+
+    async def _appear(self) -> None:
+        await self._presence.appear(self._link, stopping=self.stopping)
+
+    async def _count(self) -> None:
+        while self.counted:
+            await statistic.write(self._link, self.counted[0])
+            self.counted.popleft()
 
     async def _mend_groups(self) -> None:
         await maintenance.mend_groups(self._link)

@@ -82,6 +82,7 @@ class Job:
     passable: bool
     limited: bool
     limit_key: str
+    tenant: str | None
     batch_id: UUID | None
     followed: bool
     blocked: str | None

@@ -5,7 +5,7 @@ Each is one idempotent call; any number of workers may make it at the same time.
 
 import asyncpg
 
-from outbox import events, sql
+from outbox import events, presence, sql, statistic
 from outbox.connection import Link
 from outbox.job import MAX_LOST, State
 
@@ -135,6 +135,8 @@ async def keep_partitions(link: Link, retention_days: int) -> bool:
     await link.fetch(_PRUNE_INBOX, retention_days)
     await link.fetch(_PRUNE_BATCHES, retention_days)
     await link.fetch(_PRUNE_DEPENDENCIES, retention_days)
+    await statistic.prune(link)
+    await presence.prune(link)
     return all(created + dropped)
 
 

@@ -42,6 +42,7 @@ class Options:
     :param passable: whether, while this job waits for its time (a delay, a retry, a snooze), those behind it in its
         group may pass. Otherwise they wait for it.
     :param limit_key: whose turn it takes where a limit holds for the task or the queue: a tenant's, say.
+    :param tenant: whose job it is: keys of that tenant's see it over HTTP, and those of other tenants do not.
     :param key: of the live jobs of a task only one has this key, whoever enqueues it.
     :param unique_for: seconds or a timedelta for which the key is taken, counted from the enqueue, even when the job
         has ended by then.
@@ -62,6 +63,7 @@ class Options:
     group: str | None = None
     passable: bool = False
     limit_key: str = ""
+    tenant: str | None = None
     key: str | None = None
     unique_for: float | timedelta | None = None
     on_conflict: OnConflict = "keep"
@@ -87,6 +89,8 @@ class Options:
         self._check_after()
         if self.limit_key and not is_name(self.limit_key):
             raise ValueError(f"limit_key: must be 1 to {MAX_NAME} printable characters")
+        if self.tenant is not None and not is_name(self.tenant):
+            raise ValueError(f"tenant: must be 1 to {MAX_NAME} printable characters")
 
     def _check_group(self) -> None:
         if self.group is None and self.passable:
@@ -125,9 +129,10 @@ class BatchRow:
     :ivar callbacks: what is enqueued at its end, as JSON.
     """
 
-    def __init__(self, name: str, callbacks: str) -> None:
+    def __init__(self, name: str, callbacks: str, tenant: str | None = None) -> None:
         self.id: UUID = uuid7()
         self.name = name
+        self.tenant = tenant
         self.callbacks = callbacks
 
 
@@ -207,6 +212,7 @@ def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
         "group": _said([each.group for each in options]),
         "passable": _said([each.passable or None for each in options]),
         "limit_key": _said([each.limit_key or None for each in options]),
+        "tenant": _said([each.tenant for each in options]),
         "version": _said([None if job.version == 1 else job.version for job in jobs]),
         "batch": _said([job.batch and str(job.batch.id) for job in jobs]),
         "followed": _said([job.followed or None for job in jobs]),

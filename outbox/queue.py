@@ -21,6 +21,38 @@ _CEILING = text(
     on conflict (name) do update set ceiling = excluded.ceiling
     """
 )
+MOST = 10_000
+"""Jobs at most that are counted in a queue."""
+
+_STATES = text(
+    """
+    with serving as (
+        select queue.key as name, count(*)::integer as workers, sum(queue.value::integer)::integer as slots
+        from outbox.worker, jsonb_each_text(queues) as queue
+        where seen_at > clock_timestamp() - make_interval(secs => lease) and stopping_at is null
+        group by queue.key
+    ), done as (
+        select queue as name, sum(count)::double precision / 300 as pace from outbox.statistic
+        where seconds = 60 and starts_at > now() - interval '5 minutes' group by queue
+    ), running as (
+        select queue as name, count(*)::integer as count from outbox.live_job
+        where lease_until is not null group by queue
+    ), known as (
+        select outbox.waiting_queues() as name union select name from serving union select name from done
+        union select name from running union select name from outbox.queue
+    )
+    select name, queue.paused_at, queue.ceiling, state.ready, state.scheduled, coalesce(running.count, 0) as running,
+           state.oldest, coalesce(serving.workers, 0) as workers, coalesce(serving.slots, 0) as slots,
+           coalesce(done.pace, 0) as pace
+    from known
+    cross join lateral outbox.queue_state(known.name, :most) as state
+    left join outbox.queue using (name)
+    left join serving using (name)
+    left join done using (name)
+    left join running using (name)
+    order by name
+    """
+)
 _ALL = text("select name, paused_at, ceiling from outbox.queue order by name")
 
 
@@ -35,6 +67,30 @@ class Queue:
     name: str
     paused_at: datetime | None
     ceiling: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueState:
+    """How a queue stands. Jobs that wait for others, in a group or a flow, do not count.
+
+    :ivar ready: jobs that are due and wait; 10,000 may be more.
+    :ivar scheduled: jobs that are not due yet; 10,000 may be more.
+    :ivar running: jobs that workers have claimed.
+    :ivar oldest: when the one was due that has waited longest; None if none waits.
+    :ivar slots: of all workers that serve it.
+    :ivar pace: attempts that ended in a second, on the average of the last five minutes.
+    """
+
+    name: str
+    paused_at: datetime | None
+    ceiling: int | None
+    ready: int
+    scheduled: int
+    running: int
+    oldest: datetime | None
+    workers: int
+    slots: int
+    pace: float
 
 
 async def pause(connection: AsyncSession | AsyncConnection, name: str) -> None:
@@ -67,6 +123,11 @@ async def set_ceiling(connection: AsyncSession | AsyncConnection, name: str, cei
     if ceiling is not None and not 0 <= ceiling <= 1_000_000:
         raise ValueError(f"ceiling: {ceiling}; must be 0 to 1,000,000")
     await connection.execute(_CEILING, {"name": name, "ceiling": ceiling})
+
+
+async def states(connection: AsyncSession | AsyncConnection) -> list[QueueState]:
+    """How every queue stands that has jobs, workers, or something said of it, by name."""
+    return [QueueState(**row) for row in (await connection.execute(_STATES, {"most": MOST})).mappings()]
 
 
 async def spoken_of(connection: AsyncSession | AsyncConnection) -> list[Queue]:

@@ -19,6 +19,7 @@ from outbox.outcome import RELEASED, Finished, Outcome
 from outbox.registry import Outbox
 from outbox.settings import WorkerSettings
 from outbox.settler import Settler
+from outbox.tally import Tally
 
 MAX_BACKLOG = 5000
 """Outcomes waiting to be written beyond which nothing more is wanted: the database does not keep up."""
@@ -29,6 +30,7 @@ class Runner:
 
     :param held: every claim of this worker by its job's id.
     :param wake: called when there is room again for claims that are probably there.
+    :param tally: counts attempts.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Runner:
         settler: Settler,
         held: dict[object, Claim],
         wake: Callable[[], None],
+        tally: Tally,
     ) -> None:
         self._outbox = outbox
         self._settler = settler
         self._held = held
         self._wake = wake
+        self._tally = tally
         self._lanes = {name: Lane[Claim](name, slots, settings.prefetch) for name, slots in settings.queues.items()}
         self._suspect: Claim | None = None
         self._running: dict[Claim, asyncio.Task[None]] = {}
@@ -170,6 +174,7 @@ class Runner:
                 self._wake()
         else:
             self._settler.put(claim, outcome)
+        self._tally.note(claim.queue, claim.task, outcome, claim.waited, seconds)
         _report(claim, outcome, seconds)
         lane.give_back(seconds)
         self._fill(lane, now)

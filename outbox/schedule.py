@@ -102,7 +102,7 @@ _RESUME = text("update outbox.schedule set paused_at = null, next_at = :next_at 
 _JOB = text(
     """
     select task, (payload || outbox.moment_argument(moment, clock_timestamp()))::text as payload, version, queue,
-           priority, max_attempts, tags::text, group_key, limit_key
+           priority, max_attempts, tags::text, group_key, limit_key, tenant
     from outbox.schedule where name = :name
     """
 )
@@ -110,18 +110,18 @@ _PUT = text(
     """
     insert into outbox.schedule (
         name, expression, tz, catch_up, jitter, task, payload, queue, priority, max_attempts, tags, group_key,
-        limit_key, moment, version, declared, next_at
+        limit_key, tenant, moment, version, declared, next_at
     ) values (
         :name, :expression, :tz, :catch_up, :jitter, :task, cast(cast(:payload as text) as jsonb), :queue, :priority,
-        :max_attempts, cast(cast(:tags as text) as jsonb), :group_key, :limit_key, :moment, :version, false,
-        :next_at
+        :max_attempts, cast(cast(:tags as text) as jsonb), :group_key, :limit_key, :tenant, :moment,
+        :version, false, :next_at
     )
     on conflict (name) do update set
         expression = excluded.expression, tz = excluded.tz, catch_up = excluded.catch_up, jitter = excluded.jitter,
         task = excluded.task, payload = excluded.payload, queue = excluded.queue, priority = excluded.priority,
         max_attempts = excluded.max_attempts, tags = excluded.tags, group_key = excluded.group_key,
-        limit_key = excluded.limit_key, moment = excluded.moment, version = excluded.version, declared = false,
-        next_at = excluded.next_at
+        limit_key = excluded.limit_key, tenant = excluded.tenant, moment = excluded.moment,
+        version = excluded.version, declared = false, next_at = excluded.next_at
     """
 )
 
@@ -178,6 +178,7 @@ async def fire(connection: AsyncSession | AsyncConnection, name: str) -> NewJob:
         tags=json.loads(row["tags"] or "[]"),
         group=row["group_key"],
         limit_key=row["limit_key"],
+        tenant=row["tenant"],
     )
     job = NewJob(row["task"], row["payload"], options, version=row["version"])
     [written] = await enqueue.add_many(connection, [job])
@@ -217,6 +218,7 @@ def values(schedule: Schedule) -> dict[str, Any]:
         "tags": json.dumps(list(options.tags)) if options.tags else None,
         "group_key": options.group,
         "limit_key": options.limit_key,
+        "tenant": options.tenant,
         "moment": schedule.moment,
         "version": schedule.job.version,
     }

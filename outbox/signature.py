@@ -25,6 +25,8 @@ class Parameters:
     contexts: tuple[str, ...]
     session: str | None
     dependencies: dict[str, Any]
+    returns: Any
+    """The type of the result that is stored; None if none is."""
 
 
 def analyse(name: str, handler: Callable[..., Any]) -> tuple[Parameters, TypeAdapter[Any] | None]:
@@ -60,14 +62,16 @@ def analyse(name: str, handler: Callable[..., Any]) -> tuple[Parameters, TypeAda
             arguments.append(parameter.replace(annotation=annotation))
     if len(sessions) > 1:
         raise DeclarationError(f"task {name!r}: {' and '.join(sessions)} are both an AsyncSession; a job has one")
+    returns = _stored_result(hints.get("return", Any))
     parameters = Parameters(
         inspect.Signature(arguments),
         _arguments_adapter(name, arguments),
         tuple(contexts),
         next(iter(sessions), None),
         dependencies,
+        returns,
     )
-    return parameters, _result_adapter(name, hints.get("return", Any))
+    return parameters, _result_adapter(name, returns)
 
 
 def _refuse_nameless(name: str, parameter: inspect.Parameter) -> None:
@@ -92,11 +96,15 @@ def _arguments_adapter(name: str, arguments: list[inspect.Parameter]) -> TypeAda
         raise DeclarationError(f"task {name!r}: an argument's type cannot be stored as JSON: {exc}") from exc
 
 
-def _result_adapter(name: str, annotation: Any) -> TypeAdapter[Any] | None:
+def _stored_result(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, UnionType):  # "Receipt | Snooze": a Snooze is never stored
         stored = [each for each in get_args(annotation) if each not in (Snooze, Cancel)]
         annotation = Union[tuple(stored)] if stored else None  # noqa: UP007 - put together at run time
-    if annotation is Any or annotation in (None, type(None), Snooze, Cancel):
+    return None if annotation is Any or annotation in (type(None), Snooze, Cancel) else annotation
+
+
+def _result_adapter(name: str, annotation: Any) -> TypeAdapter[Any] | None:
+    if annotation is None:
         return None
     try:
         return TypeAdapter(annotation)

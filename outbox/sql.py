@@ -25,12 +25,12 @@ Habits that keep them right:
 ENQUEUE = """
 insert into outbox.live_job (
     id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked, limit_key,
-    limited, batch_id, followed, version
+    tenant, limited, batch_id, followed, version
 )
 select id, task, queue, payload::jsonb, priority,
        greatest(run_at, clock_timestamp() + make_interval(secs => coalesce(delay, 0))), max_attempts, tags::jsonb, key,
        group_key, coalesce(passable, false),
-       case when follows then 'after' when group_key is not null then 'new' end, coalesce(limit_key, ''),
+       case when follows then 'after' when group_key is not null then 'new' end, coalesce(limit_key, ''), tenant,
        task = any (array(select name from outbox.job_limit where scope = 'task'))
            or queue = any (array(select name from outbox.job_limit where scope = 'queue')),
        batch_id, coalesce(followed, false), coalesce(version, 1)
@@ -38,10 +38,10 @@ from unnest(
     cast(:id as uuid[]), cast(:task as text[]), cast(:queue as text[]), cast(:payload as text[]),
     cast(:priority as smallint[]), cast(:run_at as timestamptz[]), cast(:delay as double precision[]),
     cast(:max_attempts as smallint[]), cast(:tags as text[]), cast(:key as text[]),
-    cast(:group as text[]), cast(:passable as boolean[]), cast(:limit_key as text[]),
+    cast(:group as text[]), cast(:passable as boolean[]), cast(:limit_key as text[]), cast(:tenant as text[]),
     cast(:batch as uuid[]), cast(:followed as boolean[]), cast(:follows as boolean[]), cast(:version as smallint[])
 ) as job (
-    id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable, limit_key,
+    id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable, limit_key, tenant,
     batch_id, followed, follows, version
 )
 where case when exists (select from outbox.queue where ceiling is not null)
@@ -74,7 +74,7 @@ order by task, key
 on conflict (task, key) where key is not null do update
 set queue = excluded.queue, payload = excluded.payload, priority = excluded.priority, run_at = excluded.run_at,
     max_attempts = excluded.max_attempts, tags = excluded.tags, limit_key = excluded.limit_key,
-    limited = excluded.limited, version = excluded.version
+    tenant = excluded.tenant, limited = excluded.limited, version = excluded.version
 where live_job.state = 'pending' and live_job.fence = 0
 returning id, task, key
 """
@@ -84,10 +84,12 @@ RESEAL = "update outbox.live_job set payload = cast(:payload as jsonb) where id 
 
 # Before jobs of batches are written: the batches, or so many more jobs in them.
 COUNT_IN = """
-insert into outbox.batch as known (id, name, callbacks, total)
-select id, name, callbacks::jsonb, total
-from unnest(cast(:id as uuid[]), cast(:name as text[]), cast(:callbacks as text[]), cast(:total as integer[]))
-    as batch (id, name, callbacks, total)
+insert into outbox.batch as known (id, name, tenant, callbacks, total)
+select id, name, tenant, callbacks::jsonb, total
+from unnest(
+    cast(:id as uuid[]), cast(:name as text[]), cast(:tenant as text[]), cast(:callbacks as text[]),
+    cast(:total as integer[])
+) as batch (id, name, tenant, callbacks, total)
 order by id
 on conflict (id) do update set total = known.total + excluded.total where known.finished_at is null
 returning id
@@ -142,6 +144,15 @@ from unnest(cast(:task as text[]), cast(:key as text[]), cast(:id as uuid[])) as
 where held.task = owner.task and held.key = owner.key
 """
 
+# When a job may be claimed, one condition after the other; ``explain`` tells people which of them does not hold. What
+# is limited is claimed under the same but for the third.
+CLAIMABLE = {
+    "waits": "live.state = 'pending'",
+    "unblocked": "live.blocked is null",
+    "unlimited": "not live.limited",
+    "due": "live.run_at <= now()",
+}
+
 # pending → running.   Guard: state, queue, task, run_at.   Index: live_job_claim.
 #
 # For each queue with free slots ($1, $2) that is not paused, for each priority in turn ($3), take the jobs that are due
@@ -164,7 +175,7 @@ where held.task = owner.task and held.key = owner.key
 #
 # The fence grows here and nowhere else. Only what this worker knows is claimed ($4: each task with the highest version
 # of its payload); the rest waits for one that does.
-CLAIM = """
+CLAIM = f"""
 with taken as materialized (
     select candidate.id, candidate.lost >= $7 as suspect
     from (
@@ -178,8 +189,8 @@ with taken as materialized (
         cross join lateral (
             select live.id, live.lost
             from outbox.live_job live
-            where live.state = 'pending' and live.blocked is null and not live.limited
-              and live.queue = wanted.queue and live.priority = level.priority and live.run_at <= now()
+            where {" and ".join(CLAIMABLE.values())}
+              and live.queue = wanted.queue and live.priority = level.priority
               and (live.run_at, live.id) >=
                   (($9::timestamptz[])[wanted.n][level.n], ($10::uuid[])[wanted.n][level.n])
               and live.version <= ($4::jsonb -> live.task)::smallint and (live.lost < $7 or $8)
@@ -200,14 +211,15 @@ with taken as materialized (
     ))
     returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
               live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect, live.checkpoint::text,
-              live.group_key, live.followed or live.batch_id is not null as followed, live.version
+              live.group_key, live.followed or live.batch_id is not null as followed, live.version,
+              date_part('epoch', live.started_at - live.run_at) as waited
 )
 select * from claimed
 union all
-select null, 'groups', null, null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'groups', null, null, null, null, null, null, null, null, null, null, null, null, null, null
 where exists (select from outbox.live_job where blocked = 'new' and run_at <= now() and run_at >= $11)
 union all
-select null, 'limits', null, null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'limits', null, null, null, null, null, null, null, null, null, null, null, null, null, null
 where exists (
     select from unnest($1::text[]) as asked (queue)
     cross join lateral (
@@ -218,11 +230,11 @@ where exists (
     ) any_of_it
 )
 union all
-select null, 'paused', name, null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'paused', name, null, null, null, null, null, null, null, null, null, null, null, null, null
 from outbox.queue where name = any ($1::text[]) and paused_at is not null
 union all
 select null, 'seen', pg_current_snapshot()::text, null, now(),
-       null, null, null, null, null, null, null, null, null, null
+       null, null, null, null, null, null, null, null, null, null, null
 """
 
 # Limited jobs are claimed in turns, by four statements in one transaction (see turns.py).
@@ -322,7 +334,8 @@ where live.id = any (array(
 ))
 returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
           live.max_attempts, live.fence, live.created_at, live.lost >= $8 as suspect, live.checkpoint::text,
-          live.group_key, live.followed or live.batch_id is not null as followed, live.version, live.limit_key
+          live.group_key, live.followed or live.batch_id is not null as followed, live.version, live.limit_key,
+          date_part('epoch', live.started_at - live.run_at) as waited
 """
 
 # Take tokens for the jobs that start. A bucket is the moment at which it will be full again.
@@ -396,7 +409,7 @@ where live.id = any ($1::uuid[]) and live.cancel_requested_at is not null
 _KEPT = """
         id, task, queue, priority, run_at, payload, max_attempts, fence, worker_id, created_at, started_at, tags, key,
         version, group_key, passable, limited, limit_key,
-        batch_id, followed"""
+        tenant, batch_id, followed"""
 
 # running → succeeded | failed | cancelled.   Guard: fence.   Index: primary key.
 # The row moves to the table of finished jobs in the same statement. Answers the position of each job that was settled.
@@ -517,11 +530,30 @@ select {_KEPT}, 'cancelled', attempt, lost, clock_timestamp(), progress, checkpo
 from ended
 """
 
+# The same for many: what waits is cancelled, the workers of what runs are asked to.
+CANCEL_MANY = "select outbox.cancel_jobs(cast(:ids as uuid[]))"
+
 # running → running: a request, which the next heartbeat carries to the worker.
 REQUEST_CANCEL = """
 update outbox.live_job set cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
 where id = :id and state = 'running'
 """
+
+# pending → pending: due now, or of another priority. The position moves to now, for claims do not look at positions
+# that have passed (see marks.py).
+RUN_NOW = """
+update outbox.live_job set run_at = clock_timestamp()
+where id = any (cast(:ids as uuid[])) and state = 'pending' and run_at > now()
+returning id
+"""
+SET_PRIORITY = """
+update outbox.live_job set priority = :priority, run_at = greatest(run_at, clock_timestamp())
+where id = any (cast(:ids as uuid[])) and state = 'pending' and priority <> :priority
+returning id
+"""
+
+# succeeded | failed | cancelled → (nothing).
+DISCARD = "delete from outbox.finished_job where id = any (cast(:ids as uuid[])) returning id"
 
 # failed | cancelled → pending, with all its attempts before it again.   Guard: the caller holds the row's lock.
 # The fence and the errors stay: a claim's number is never used twice, and history is kept. Those whose key a live job
@@ -547,11 +579,11 @@ with chosen as materialized (
 )
 insert into outbox.live_job (
     id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
-    version, checkpoint, group_key, passable, limited, limit_key, batch_id, followed,
+    version, checkpoint, group_key, passable, limited, limit_key, tenant, batch_id, followed,
     blocked
 )
 select id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
-       version, checkpoint, group_key, passable, limited, limit_key, batch_id, followed,
+       version, checkpoint, group_key, passable, limited, limit_key, tenant, batch_id, followed,
        case when group_key is not null then 'new' end
 from revived
 returning id

@@ -11,6 +11,8 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.json_schema import JsonSchemaMode
 from sqlalchemy import Text, bindparam, select
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -88,6 +90,7 @@ class Task(Generic[P, R]):
         self.resolver = injection.resolver(name, parameters.dependencies) if parameters.dependencies else None
         self.is_plain = self.is_async and self.timeout is None and self.session is None and self.resolver is None
         self.result = result
+        self.result_type = parameters.returns
         self._seal = _seal(name, "arguments", self._adapter, secrets)
         self._result_seal = _seal(name, "result", result, secrets)
 
@@ -115,6 +118,16 @@ class Task(Generic[P, R]):
         """The names of the arguments that a job of it has."""
         return tuple(self._signature.parameters)
 
+    @property
+    def shows_result(self) -> bool:
+        """Whether the stored result can be described: it has a type that JSON Schema knows, and no secrets."""
+        return self.result is not None and self._result_seal is None and bool(schema_of(self.result, "serialization"))
+
+    @property
+    def arguments_schema(self) -> dict[str, Any]:
+        """JSON Schema of the arguments; empty if a type has none."""
+        return schema_of(self._adapter)
+
     def options(
         self,
         *,
@@ -127,6 +140,7 @@ class Task(Generic[P, R]):
         group: str | None = None,
         passable: bool | None = None,
         limit_key: str | None = None,
+        tenant: str | None = None,
         key: str | None = None,
         unique_for: float | timedelta | None = None,
         on_conflict: OnConflict | None = None,
@@ -144,6 +158,7 @@ class Task(Generic[P, R]):
             "group": group,
             "passable": passable,
             "limit_key": limit_key,
+            "tenant": tenant,
             "key": key,
             "unique_for": unique_for,
             "on_conflict": on_conflict,
@@ -300,6 +315,14 @@ class Call(Generic[P, R]):
     def job(self, /, *args: P.args, **kwargs: P.kwargs) -> NewJob:
         """As ``Task.job``, with these options."""
         return self.task._new_job(self._options, args, kwargs)
+
+
+def schema_of(adapter: TypeAdapter[Any], mode: JsonSchemaMode = "validation") -> dict[str, Any]:
+    """JSON Schema of what an adapter takes or gives; empty if a type has none."""
+    try:
+        return adapter.json_schema(mode=mode)
+    except PydanticInvalidForJsonSchema:
+        return {}
 
 
 def _seal(name: str, part: str, adapter: TypeAdapter[Any] | None, keys: Keyring | None) -> Seal | None:

@@ -29,24 +29,25 @@ _WITHDRAW = "delete from outbox.schedule where declared and task = any ($1::text
 _DECLARE = """
 insert into outbox.schedule as known (
     name, expression, tz, catch_up, jitter, task, payload, queue, priority, max_attempts, tags, group_key, limit_key,
-    moment, version, declared, next_at
+    tenant, moment, version, declared, next_at
 )
 select name, expression, tz, catch_up, jitter, task, payload::jsonb, queue, priority, max_attempts, tags::jsonb,
-       group_key, limit_key, moment, version, true, next_at
+       group_key, limit_key, tenant, moment, version, true, next_at
 from unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::double precision[], $6::text[], $7::text[], $8::text[],
-    $9::smallint[], $10::smallint[], $11::text[], $12::text[], $13::text[], $14::text[], $15::smallint[],
-    $16::timestamptz[]
+    $9::smallint[], $10::smallint[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::smallint[],
+    $17::timestamptz[]
 ) as given (
     name, expression, tz, catch_up, jitter, task, payload, queue, priority, max_attempts, tags, group_key, limit_key,
-    moment, version, next_at
+    tenant, moment, version, next_at
 )
 order by name
 on conflict (name) do update set
     expression = excluded.expression, tz = excluded.tz, catch_up = excluded.catch_up, jitter = excluded.jitter,
     task = excluded.task, payload = excluded.payload, queue = excluded.queue, priority = excluded.priority,
     max_attempts = excluded.max_attempts, tags = excluded.tags, group_key = excluded.group_key,
-    limit_key = excluded.limit_key, moment = excluded.moment, version = excluded.version,
+    limit_key = excluded.limit_key, tenant = excluded.tenant, moment = excluded.moment,
+    version = excluded.version,
     next_at = case when (known.expression, known.tz) = (excluded.expression, excluded.tz) then known.next_at
                    else excluded.next_at end
 where known.declared
@@ -76,12 +77,13 @@ with ticked as (
     where schedule.name = moved.name
 )
 insert into outbox.live_job (
-    id, task, queue, payload, version, priority, run_at, max_attempts, tags, group_key, blocked, limit_key, limited
+    id, task, queue, payload, version, priority, run_at, max_attempts, tags, group_key, blocked, limit_key, tenant,
+    limited
 )
 select ticked.job_id, task, queue,
        payload || outbox.moment_argument(moment, nominal), version, priority,
        greatest(nominal, clock_timestamp()) + make_interval(secs => jitter * random()), max_attempts,
-       tags, group_key, case when group_key is not null then 'new' end, limit_key,
+       tags, group_key, case when group_key is not null then 'new' end, limit_key, tenant,
        task = any (array(select name from outbox.job_limit where scope = 'task'))
            or queue = any (array(select name from outbox.job_limit where scope = 'queue'))
 from ticked join outbox.schedule on schedule.name = ticked.schedule

@@ -20,11 +20,13 @@ from outbox.errors import DeclarationError, SchemaMismatch
 from outbox.heartbeat import Heartbeat
 from outbox.marks import Marks
 from outbox.outcome import RELEASED
+from outbox.presence import Presence
 from outbox.registry import Outbox
 from outbox.runner import Runner
 from outbox.schema import LATEST
 from outbox.settings import WorkerSettings
 from outbox.settler import Settler
+from outbox.tally import Tally
 from outbox.turns import Turns
 
 WATCH = 0.25
@@ -62,7 +64,8 @@ class Worker:
         self._stop_now = asyncio.Event()
         self._wake = asyncio.Event()
         self._settler = Settler(Link(url, self._settings, "outbox settle"), self._held, self._wake.set)
-        self._runner = Runner(outbox, self._settings, self._settler, self._held, self._wake.set)
+        self._tally = Tally()
+        self._runner = Runner(outbox, self._settings, self._settler, self._held, self._wake.set, self._tally)
         self._heartbeat: Heartbeat | None = None
 
     def stop(self) -> None:
@@ -124,7 +127,9 @@ class Worker:
             self._url,
             self._settings,
             self._held,
-            tasks=list(self._tasks),
+            presence=Presence(
+                id=self.id, queues=self._settings.queues, tasks=self._versions, lease=self._settings.lease
+            ),
             on_lost=self._runner.lease_lost,
             on_cancel=self._runner.cancel,
             on_fired=self._wake.set,
@@ -150,6 +155,7 @@ class Worker:
                 loop.cancel()
             await asyncio.gather(claiming, *loops, return_exceptions=True)
             await self._settler.close()
+            await heartbeat.ended()
 
     async def _wait_for_database(self, link: Link) -> bool:
         while not self._stop_asked.is_set():
@@ -217,9 +223,17 @@ class Worker:
             if late > LATE:
                 events.emit(events.WARNING, "loop_blocked", seconds=round(late, 1))
             self._runner.release_stalled()
+            if self._heartbeat is not None and not self._heartbeat.counted:
+                self._hand_over_counts(self._heartbeat)
+
+    def _hand_over_counts(self, heartbeat: Heartbeat) -> None:
+        if counted := self._tally.take():
+            heartbeat.counted.append(counted)
 
     async def _drain(self, claiming: asyncio.Task[None]) -> bool:
         events.emit(events.INFO, "worker_stopping", worker_id=self.id, running=len(self._runner))
+        if self._heartbeat is not None:
+            self._heartbeat.stopping = True
         self._runner.close()
         await self._ended_within(self._settings.grace, self._stop_now)
         self._runner.interrupt_all()
@@ -229,6 +243,8 @@ class Worker:
         await asyncio.wait({claiming}, timeout=LAST_CLAIM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._settler.emptied(), LAST_SETTLE)
+        if self._heartbeat is not None:
+            self._hand_over_counts(self._heartbeat)
         events.emit(events.INFO, "worker_stopped", worker_id=self.id, left_running=left, unsettled=len(self._held))
         return not left
 

@@ -1,13 +1,13 @@
-"""Everything for FastAPI: sessions, ``OutboxTasks``, the status router, and errors as problem+json.
+"""Everything for FastAPI: sessions, ``OutboxTasks``, the HTTP API, and errors as problem+json.
 
 The only package that knows FastAPI; it needs the extra ``outbox[fastapi]`` and is imported by name.
 """
 
-from outbox.fastapi.batches import BatchReference, BatchView, accepted_batch, batches_router
+from outbox.fastapi.access import Principal, api_keys, local_only
+from outbox.fastapi.batches import BatchReference, BatchView, accepted_batch
 from outbox.fastapi.idempotency import idempotent_route
 from outbox.fastapi.problems import Problem, problem, problem_handlers, problem_responses
-from outbox.fastapi.router import status_router
-from outbox.fastapi.schedules import schedules_router
+from outbox.fastapi.router import outbox_router
 from outbox.fastapi.unit_of_work import TaskAdder, outbox_tasks, session_dependency
 from outbox.fastapi.views import JobPage, JobReference, JobView, Links, accepted
 
@@ -18,17 +18,18 @@ __all__ = [
     "JobReference",
     "JobView",
     "Links",
+    "Principal",
     "Problem",
     "TaskAdder",
     "accepted",
     "accepted_batch",
-    "batches_router",
+    "api_keys",
     "idempotent_route",
+    "local_only",
+    "outbox_router",
     "outbox_tasks",
     "problem",
     "problem_handlers",
     "problem_responses",
-    "schedules_router",
     "session_dependency",
-    "status_router",
 ]

@@ -1,20 +1,19 @@
-"""The REST API of batches, mountable by any application."""
+"""Batches over HTTP."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response, params
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from outbox import batch
+from outbox import audit, batch
 from outbox.batch import Batch, BatchState
 from outbox.errors import BatchNotFound
-from outbox.fastapi.problems import problem_responses
-from outbox.fastapi.unit_of_work import GetSession
+from outbox.fastapi.access import Principal, responses_of
+from outbox.fastapi.api import Api
 from outbox.fastapi.views import POLL_AGAIN
 
 
@@ -30,6 +29,7 @@ class BatchView(BaseModel):
 
     id: UUID
     name: str
+    tenant: str | None = None
     total: int
     succeeded: int
     failed: int
@@ -38,6 +38,13 @@ class BatchView(BaseModel):
     created_at: datetime
     finished_at: datetime | None = Field(description="When they had for the first time; a retry does not change that.")
     links: BatchLinks
+
+
+class BatchPage(BaseModel):
+    """Batches, the newest first."""
+
+    data: list[BatchView]
+    next_cursor: UUID | None = Field(None, description="Pass as cursor for the next page; null on the last.")
 
 
 class BatchReference(BaseModel):
@@ -49,29 +56,44 @@ class BatchReference(BaseModel):
     links: BatchLinks
 
 
-def batches_router(
-    *, session: GetSession, dependencies: Sequence[params.Depends] = (), path: str = "/batches"
-) -> APIRouter:
-    """The REST API of batches, to be included under a prefix of your choice.
+def area(api: Api) -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/batches", tags=["batches"])
+    Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
+    Reader = Annotated[Principal, api.reader]  # noqa: N806
+    Operator = Annotated[Principal, api.operator]  # noqa: N806
 
-    :param session: the application's session dependency.
-    :param dependencies: who may ask; the router checks nothing by itself.
-    """
-    router = APIRouter(prefix=path, tags=["batches"], dependencies=list(dependencies))
-    Session = Annotated[AsyncSession, Depends(session, scope="function")]  # noqa: N806 - a type
+    @router.get("", operation_id="batches_list", responses=responses_of(422))
+    async def list_batches(
+        request: Request,
+        session: Session,
+        who: Reader,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        cursor: UUID | None = None,
+    ) -> BatchPage:
+        """Batches, the newest first."""
+        found = await batch.page(session, limit=limit, before=cursor, tenant=who.tenant)
+        next_cursor = found[-1].id if len(found) == limit else None
+        return BatchPage(data=[_view(request, each) for each in found], next_cursor=next_cursor)
 
-    @router.get("/{batch_id}", name="outbox_batch", operation_id="batches_get", responses=problem_responses(404, 422))
-    async def get_batch(request: Request, response: Response, session: Session, batch_id: UUID) -> BatchView:
+    @router.get("/{batch_id}", name="outbox_batch", operation_id="batches_get", responses=responses_of(404, 422))
+    async def get_batch(
+        request: Request, response: Response, session: Session, who: Reader, batch_id: UUID
+    ) -> BatchView:
         """One batch: how far it is."""
-        state = await batch.get(session, batch_id)
+        state = await batch.get(session, batch_id, tenant=who.tenant)
         if state is None:
             raise BatchNotFound(batch_id)
         return _answer(request, response, state)
 
-    @router.post("/{batch_id}/cancel", operation_id="batches_cancel", responses=problem_responses(404, 422))
-    async def cancel_batch(request: Request, response: Response, session: Session, batch_id: UUID) -> BatchView:
+    @router.post("/{batch_id}/cancel", operation_id="batches_cancel", responses=responses_of(404, 422))
+    async def cancel_batch(
+        request: Request, response: Response, session: Session, who: Operator, batch_id: UUID
+    ) -> BatchView:
         """Cancel its jobs: those that wait at once; the workers of those that run are asked to."""
-        return _answer(request, response, await batch.cancel(session, batch_id))
+        state = await batch.cancel(session, batch_id, tenant=who.tenant)
+        await audit.write(session, who.name, "cancel", f"batch {batch_id}", tenant=who.tenant)
+        return _answer(request, response, state)
 
     return router
 
@@ -86,10 +108,15 @@ def accepted_batch(request: Request, response: Response, started: Batch) -> Batc
 
 
 def _answer(request: Request, response: Response, state: BatchState) -> BatchView:
-    done = state.succeeded + state.failed + state.cancelled == state.total
+    shown = _view(request, state)
     response.headers["Cache-Control"] = "private, no-cache"
-    if not done:
+    if not shown.done:
         response.headers["Retry-After"] = str(POLL_AGAIN)
+    return shown
+
+
+def _view(request: Request, state: BatchState) -> BatchView:
+    done = state.succeeded + state.failed + state.cancelled == state.total
     return BatchView(**asdict(state), done=done, links=_links(request, state.id, done=done))
 
 

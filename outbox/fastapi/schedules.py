@@ -1,19 +1,18 @@
-"""The REST API of schedules, mountable by any application."""
+"""Schedules over HTTP."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request, Response, params
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from outbox import schedule
+from outbox import audit, schedule
 from outbox.errors import ScheduleNotFound
-from outbox.fastapi.problems import problem_responses
-from outbox.fastapi.unit_of_work import GetSession
+from outbox.fastapi.access import Principal, responses_of
+from outbox.fastapi.api import Api
 from outbox.fastapi.views import JobReference, accepted
 from outbox.registry import Outbox
 from outbox.schedule import CatchUp, Schedule, Scheduled
@@ -60,54 +59,56 @@ class SchedulePage(BaseModel):
     data: list[ScheduleView]
 
 
-def schedules_router(
-    *, session: GetSession, outbox: Outbox, dependencies: Sequence[params.Depends] = (), path: str = "/schedules"
-) -> APIRouter:
-    """The REST API of schedules, to be included under a prefix of your choice.
+def area(api: Api) -> APIRouter:
+    """The routes. Schedules are nobody's in particular: a tenant's key does not open them."""
+    router = APIRouter(prefix="/schedules", tags=["schedules"])
+    Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
+    Reader = Annotated[Principal, api.overseer]  # noqa: N806
+    Operator = Annotated[Principal, api.manager]  # noqa: N806
 
-    :param session: the application's session dependency.
-    :param outbox: the declared tasks, against which arguments are checked.
-    :param dependencies: who may ask; the router checks nothing by itself.
-    """
-    router = APIRouter(prefix=path, tags=["schedules"], dependencies=list(dependencies))
-    Session = Annotated[AsyncSession, Depends(session, scope="function")]  # noqa: N806 - a type
-
-    @router.get("", operation_id="schedules_list")
-    async def list_schedules(session: Session) -> SchedulePage:
+    @router.get("", operation_id="schedules_list", responses=responses_of())
+    async def list_schedules(session: Session, who: Reader) -> SchedulePage:
         """All schedules, by name."""
         return SchedulePage(data=[_view(each) for each in await schedule.all_of_them(session)])
 
-    @router.get("/{name}", operation_id="schedules_get", responses=problem_responses(404, 422))
-    async def get_schedule(session: Session, name: Name) -> ScheduleView:
+    @router.get("/{name}", operation_id="schedules_get", responses=responses_of(404, 422))
+    async def get_schedule(session: Session, who: Reader, name: Name) -> ScheduleView:
         """One schedule, with the next moments at which it fires."""
         return await _current(session, name)
 
-    @router.put("/{name}", operation_id="schedules_put", responses=problem_responses(422))
-    async def put_schedule(session: Session, name: Name, body: ScheduleIn) -> ScheduleView:
+    @router.put("/{name}", operation_id="schedules_put", responses=responses_of(422))
+    async def put_schedule(session: Session, who: Operator, name: Name, body: ScheduleIn) -> ScheduleView:
         """Create a schedule or change it. It then stands above what code declares, until it is deleted."""
-        await schedule.put(session, _schedule(outbox, name, body))
+        await schedule.put(session, _schedule(api.outbox, name, body))
+        await audit.write(session, who.name, "put", f"schedule {name}", cron=body.cron, tz=body.tz, task=body.task)
         return await _current(session, name)
 
-    @router.delete("/{name}", status_code=204, operation_id="schedules_delete", responses=problem_responses(404, 422))
-    async def delete_schedule(session: Session, name: Name) -> None:
+    @router.delete("/{name}", status_code=204, operation_id="schedules_delete", responses=responses_of(404, 422))
+    async def delete_schedule(session: Session, who: Operator, name: Name) -> None:
         """Delete a schedule. One that code declares is back when a worker starts: pause it instead."""
         await schedule.delete(session, name)
+        await audit.write(session, who.name, "delete", f"schedule {name}")
 
-    @router.post("/{name}/pause", operation_id="schedules_pause", responses=problem_responses(404, 422))
-    async def pause_schedule(session: Session, name: Name) -> ScheduleView:
+    @router.post("/{name}/pause", operation_id="schedules_pause", responses=responses_of(404, 422))
+    async def pause_schedule(session: Session, who: Operator, name: Name) -> ScheduleView:
         """Have it fire no more until it is resumed."""
         await schedule.pause(session, name)
+        await audit.write(session, who.name, "pause", f"schedule {name}")
         return await _current(session, name)
 
-    @router.post("/{name}/resume", operation_id="schedules_resume", responses=problem_responses(404, 422))
-    async def resume_schedule(session: Session, name: Name) -> ScheduleView:
+    @router.post("/{name}/resume", operation_id="schedules_resume", responses=responses_of(404, 422))
+    async def resume_schedule(session: Session, who: Operator, name: Name) -> ScheduleView:
         """Have it fire again from now on. What it would have fired for meanwhile is not made up for."""
         await schedule.resume(session, name)
+        await audit.write(session, who.name, "resume", f"schedule {name}")
         return await _current(session, name)
 
-    @router.post("/{name}/fire", status_code=202, operation_id="schedules_fire", responses=problem_responses(404, 422))
-    async def fire_schedule(session: Session, request: Request, response: Response, name: Name) -> JobReference:
+    @router.post("/{name}/fire", status_code=202, operation_id="schedules_fire", responses=responses_of(404, 422))
+    async def fire_schedule(
+        session: Session, who: Operator, request: Request, response: Response, name: Name
+    ) -> JobReference:
         """Enqueue its job now, paused or not."""
+        await audit.write(session, who.name, "fire", f"schedule {name}")
         return accepted(request, response, await schedule.fire(session, name))[0]
 
     return router

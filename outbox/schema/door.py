@@ -20,7 +20,8 @@ UP = (
         "group" text default null,
         passable boolean default false,
         limit_key text default '',
-        version integer default 1
+        version integer default 1,
+        tenant text default null
     ) returns uuid language plpgsql as $$
     #variable_conflict use_column
     declare
@@ -36,13 +37,14 @@ UP = (
         for round in 1 .. 20 loop
             insert into outbox.live_job as live (
                 id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked,
-                limit_key, version, limited
+                limit_key, version, tenant, limited
             )
             values (
                 new_id, enqueue.task, enqueue.queue, enqueue.payload, enqueue.priority,
                 greatest(enqueue.run_at, clock_timestamp() + enqueue.delay, clock_timestamp()), enqueue.max_attempts,
                 enqueue.tags, enqueue.key, enqueue."group", enqueue.passable,
                 case when enqueue."group" is not null then 'new' end, enqueue.limit_key, enqueue.version,
+                enqueue.tenant,
                 exists (
                     select from outbox.job_limit rule
                     where rule.name = case rule.scope when 'task' then enqueue.task else enqueue.queue end

@@ -5,16 +5,17 @@ counts the jobs of batches and enqueues what a batch that is through calls for; 
 others, or cancels them where those have not succeeded. It runs once for a statement that ends hundreds of jobs.
 """
 
-_KEPT = """
+KEPT = """
                 id, task, queue, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id, created_at,
                 started_at, cancel_requested_at, progress, tags, key, version, checkpoint, group_key, passable, limited,
-                limit_key, batch_id, followed"""
+                limit_key, tenant, batch_id, followed"""
 
 UP = (
     """
     create table outbox.batch (
         id          uuid primary key,
         name        text not null,
+        tenant      text,
         callbacks   jsonb not null default '[]',
         total       integer not null,
         succeeded   integer not null default 0,
@@ -33,6 +34,7 @@ UP = (
         for column, meaning in {
             "id": "UUIDv7, chosen by whoever enqueues",
             "name": "for people",
+            "tenant": "whose it is; null: of nobody in particular",
             "callbacks": "what is enqueued when the last of its jobs has ended: [{outcome, id, task, …}]",
             "total": "how many jobs it has",
             "succeeded": "how many of them have succeeded",
@@ -98,8 +100,8 @@ UP = (
         with gone as (
             delete from outbox.live_job where batch_id = wanted and state = 'pending' returning *
         )
-        insert into outbox.finished_job ({_KEPT}, state, errors)
-        select {_KEPT.replace("cancel_requested_at", "clock_timestamp()")},
+        insert into outbox.finished_job ({KEPT}, state, errors)
+        select {KEPT.replace("cancel_requested_at", "clock_timestamp()")},
             'cancelled', errors
         from gone;
         perform outbox.open_groups(groups) where cardinality(groups) > 0;
@@ -111,14 +113,15 @@ UP = (
     """
     create function outbox.call_back(batch outbox.batch) returns void language sql as $$
         insert into outbox.live_job (
-            id, task, queue, payload, version, priority, max_attempts, tags, group_key, blocked, limit_key, limited
+            id, task, queue, payload, version, priority, max_attempts, tags, group_key, blocked, limit_key, tenant,
+            limited
         )
         select call.id, call.task, call.queue,
                call.payload || jsonb_build_object(call.argument, jsonb_build_object(
                    'id', (batch).id, 'name', (batch).name, 'total', (batch).total, 'succeeded', (batch).succeeded,
                    'failed', (batch).failed, 'cancelled', (batch).cancelled)),
                call.version, call.priority, call.max_attempts, call.tags, call.group_key,
-               case when call.group_key is not null then 'new' end, call.limit_key,
+               case when call.group_key is not null then 'new' end, call.limit_key, (batch).tenant,
                call.task = any (array(select name from outbox.job_limit where scope = 'task'))
                    or call.queue = any (array(select name from outbox.job_limit where scope = 'queue'))
         from jsonb_to_recordset((batch).callbacks) as call (
@@ -153,8 +156,8 @@ UP = (
                 delete from outbox.live_job where id = any (array(select job_id from hopeless)) and blocked = 'after'
                 returning *
             )
-            insert into outbox.finished_job ({_KEPT}, state, errors)
-            select {_KEPT},
+            insert into outbox.finished_job ({KEPT}, state, errors)
+            select {KEPT},
                 'cancelled', outbox.append_error(errors, jsonb_build_object(
                     'type', 'outbox.PredecessorFailed', 'attempt', attempt, 'fence', fence, 'at', clock_timestamp(),
                     'worker_id', null, 'traceback', '',

@@ -10,6 +10,7 @@ _COMMENTS = {
     "passable": "while it waits for its time, those behind it in its group may pass",
     "limited": "whether a limit holds for it: then it is claimed in turns",
     "limit_key": "whose turn it takes, a tenant say; empty: no matter",
+    "tenant": "whose job it is; null: of nobody in particular",
     "batch_id": "the batch that it belongs to; null: to none",
     "followed": "whether jobs wait for it to end",
     "blocked": "after: comes after others; new: not yet in its group; group: another is before it; null: by nothing",
@@ -18,7 +19,8 @@ _COMMENTS = {
 _COLUMNS = (
     "key text, version smallint not null default 1, checkpoint jsonb, "
     "group_key text, passable boolean not null default false, limited boolean not null default false, "
-    "limit_key text not null default '', batch_id uuid, followed boolean not null default false, blocked text"
+    "limit_key text not null default '', tenant text, batch_id uuid, followed boolean not null default false, "
+    "blocked text"
 )
 
 _ADD = ", ".join(f"add column {column}" for column in _COLUMNS.split(", "))
@@ -35,6 +37,7 @@ UP = (
     # One live job of a task has a key. It is reached by key only; no statement of the worker can be planned over it.
     "create unique index live_job_key on outbox.live_job (task, key) where key is not null",
     "alter table outbox.live_job add constraint live_job_key_length check (length(key) between 1 and 200)",
+    "alter table outbox.live_job add constraint live_job_tenant_length check (length(tenant) between 1 and 200)",
     """
     create table outbox.held_key (
         task   text not null,
@@ -82,12 +85,12 @@ UP = (
         insert into outbox.finished_job (
             id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
             created_at, started_at, cancel_requested_at, tags, key, version, group_key, passable, limited,
-            limit_key, batch_id, followed, checkpoint, progress, result, errors
+            limit_key, tenant, batch_id, followed, checkpoint, progress, result, errors
         ) values (
             job.id, job.task, job.queue, 'succeeded', job.priority, job.run_at, job.payload, job.attempt + 1,
             job.max_attempts, job.lost, job.fence, job.worker_id, job.created_at, job.started_at,
             job.cancel_requested_at, job.tags, job.key, job.version, job.group_key, job.passable,
-            job.limited, job.limit_key, job.batch_id, job.followed,
+            job.limited, job.limit_key, job.tenant, job.batch_id, job.followed,
             coalesce(finish.checkpoint::jsonb, job.checkpoint), coalesce(finish.progress::jsonb, job.progress),
             finish.result::jsonb,
             outbox.append_error(job.errors, finish.error::jsonb || jsonb_build_object(
@@ -136,6 +139,7 @@ DOWN = (
     *queue.DOWN,
     "drop table outbox.held_key",
     "drop view outbox.job",
+    "alter table outbox.live_job drop constraint live_job_tenant_length",
     "alter table outbox.live_job drop constraint live_job_key_length",
     f"alter table outbox.finished_job {_DROP}",
     f"alter table outbox.live_job {_DROP}",

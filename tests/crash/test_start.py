@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from outbox.cli import EXIT_CONFIG
+from outbox.cli.console import EXIT_CONFIG
 from tests.cluster import Cluster
 from tests.crash.database import Database
 from tests.crash.handlers import tick

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from outbox.cli import EXIT_FORCED
+from outbox.cli.console import EXIT_FORCED
 from outbox.newjob import NewJob
 from outbox.task import Task
 from tests.cluster import Cluster

@@ -1,54 +1,28 @@
-"""The command line: ``outbox worker``, ``check`` and ``migrate``. The only module that reads the environment."""
+"""``outbox worker``: run jobs until stopped."""
 
 import asyncio
 import gc
-import importlib
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from outbox import check as checking
-from outbox import connection, events
-from outbox import migrate as migration
+from outbox import events
+from outbox.cli.console import EXIT_CONFIG, EXIT_FORCED, DatabaseUrl, fail
+from outbox.cli.target import Target, load
 from outbox.errors import OutboxError
-from outbox.registry import Outbox
 from outbox.settings import WorkerSettings
 from outbox.worker import Worker
 
-EXIT_FORCED = 75
-"""Handlers were still running when the worker left; their jobs have been handed back (EX_TEMPFAIL)."""
 
-EXIT_CONFIG = 78
-"""Something must be mended by a person before a start can succeed (EX_CONFIG)."""
-
-PROGRESS = 10_000
-"""Jobs after which a long check says that it is still at it."""
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-DatabaseUrl = Annotated[
-    str,
-    typer.Option(
-        "--database-url", envvar=["OUTBOX_DATABASE_URL", "DATABASE_URL"], help="postgresql://…", show_default=False
-    ),
-]
-
-
-@app.callback()
-def outbox() -> None:
-    """A durable job queue in Postgres: jobs are written in the same transaction as business data."""
-
-
-@app.command()
 def worker(
-    target: Annotated[str, typer.Argument(metavar="MODULE:NAME", help="the Outbox object, as in api.handlers:outbox")],
     database_url: DatabaseUrl,
+    target: Target = None,
     queue: Annotated[
         list[str],
         typer.Option("--queue", "-q", metavar="NAME:SLOTS", envvar="OUTBOX_QUEUES", help="repeat for several"),
@@ -99,65 +73,6 @@ def worker(
     os._exit(code)
 
 
-@app.command()
-def migrate(database_url: DatabaseUrl) -> None:
-    """Bring the database's outbox schema to this release's version, for hosts without Alembic."""
-    try:
-        before, after = asyncio.run(migration.migrate(database_url))
-    except OutboxError as exc:
-        _fail(str(exc))
-    except (OSError, TimeoutError) as exc:
-        _fail(f"the database cannot be reached: {exc}; check --database-url")
-    typer.echo(f"outbox schema: version {after}" + ("" if before == after else f" (was {before})"))
-
-
-@app.command()
-def check(
-    target: Annotated[str, typer.Argument(metavar="MODULE:NAME", help="the Outbox object, as in api.handlers:outbox")],
-    database_url: DatabaseUrl,
-) -> None:
-    """Ask before a deploy whether this code would run the jobs that wait. Reads only, and calls no handler.
-
-    Exit status: 0 it would run all of them; 1 some would fail, or would wait for other code; 78 misconfigured.
-    """
-
-    def progress(checked: int) -> None:
-        if checked % PROGRESS == 0:
-            typer.echo(f"{checked:,} jobs checked …", err=True)
-
-    try:
-        report = asyncio.run(checking.check(load(target), database_url, progress=progress))
-    except OutboxError as exc:
-        _fail(str(exc))
-    except connection.FAILURES as exc:
-        _fail(f"the database cannot be asked: {exc}; check --database-url, and migrate first")
-    for line in checking.table(report):
-        typer.echo(line)
-    raise typer.Exit(1 if report.problems else 0)
-
-
-def load(target: str) -> Outbox:
-    """The Outbox that ``module:name`` names."""
-    module, _, name = target.partition(":")
-    if not module or not name:
-        _fail(f"{target!r}: write MODULE:NAME, as in api.handlers:outbox")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as exc:
-        _fail(f"{target!r}: {exc}; run the command in the folder that holds {module.partition('.')[0]!r}")
-    except AttributeError as exc:
-        _fail(f"{target!r}: {exc}")
-    if not isinstance(found, Outbox):
-        _fail(f"{target!r}: is a {type(found).__name__}, not an Outbox")
-    return found
-
-
-def main() -> None:
-    """The entry point of the ``outbox`` command."""
-    app()
-
-
 async def _serve(worker: Worker) -> bool:
     loop = asyncio.get_running_loop()
 
@@ -205,10 +120,5 @@ def _slots(given: str) -> tuple[str, int]:
     if not separator:
         return given, 10
     if not slots.isdigit():
-        _fail(f"--queue {given!r}: write NAME:SLOTS, as in mail:10")
+        fail(f"--queue {given!r}: write NAME:SLOTS, as in mail:10")
     return name, int(slots)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"outbox: {message}", err=True, fg=typer.colors.RED)
-    raise typer.Exit(EXIT_CONFIG)

@@ -1,0 +1,63 @@
+"""Which jobs: the filter of lists and of what is done to many, as parameters of an address or as JSON."""
+
+import json
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import AwareDatetime, BaseModel, Field
+
+from outbox import status
+from outbox.fastapi.access import Principal
+from outbox.job import State
+
+Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+
+
+class JobQuery(BaseModel):
+    """Filters; within each any of several values will do."""
+
+    model_config = {"extra": "forbid"}
+
+    state: list[State] = []
+    queue: list[Name] = Field([], max_length=50)
+    task: list[Name] = Field([], max_length=50)
+    tag: list[Name] = Field([], max_length=50)
+    key: Name | None = None
+    group: Name | None = None
+    batch: UUID | None = None
+    tenant: Name | None = None
+    arguments: Annotated[str, Field(max_length=2000)] | None = Field(
+        None, description='What the arguments contain, as JSON: `{"order_id": 42}`.'
+    )
+    created_after: AwareDatetime | None = None
+    created_before: AwareDatetime | None = None
+
+    def filter(self, who: Principal) -> status.JobFilter:
+        """The same in the library's words, among the jobs that they may see."""
+        return status.JobFilter(
+            states=self.state,
+            queues=self.queue,
+            tasks=self.task,
+            tags=self.tag,
+            key=self.key,
+            group=self.group,
+            batch=self.batch,
+            tenant=who.tenant if who.tenant is not None else self.tenant,
+            arguments=self._arguments(),
+            created_after=self.created_after,
+            created_before=self.created_before,
+        )
+
+    def _arguments(self) -> dict[str, Any]:
+        if self.arguments is None:
+            return {}
+        try:
+            wanted = json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            wanted = None
+        if not isinstance(wanted, dict) or "\\u0000" in self.arguments:
+            reason = "must be a JSON object"
+            error = {"type": "value_error", "loc": ("query", "arguments"), "msg": reason, "input": None}
+            raise RequestValidationError([error])
+        return wanted

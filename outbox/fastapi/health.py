@@ -1,0 +1,56 @@
+"""The doctor over HTTP: what is wrong with the database or the workers, and what to do about it."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from outbox import doctor
+from outbox.fastapi.access import Principal, responses_of
+from outbox.fastapi.api import Api
+
+
+class FindingView(BaseModel):
+    """What one check has found."""
+
+    check: str
+    level: doctor.Level
+    text: str
+    fix: str = Field(description="What to do; empty where nothing is to be done.")
+
+
+class SettingView(BaseModel):
+    """A setting of the database, and who has set it."""
+
+    name: str
+    value: str
+    source: str
+
+
+class DiagnosisView(BaseModel):
+    """All that was found, the worst first."""
+
+    level: doctor.Level
+    findings: list[FindingView]
+    settings: list[SettingView]
+
+
+def area(api: Api) -> APIRouter:
+    """The routes."""
+    router = APIRouter(tags=["doctor"])
+    Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
+    Manager = Annotated[Principal, api.manager]  # noqa: N806
+
+    @router.get("/doctor", operation_id="doctor_get", responses=responses_of())
+    async def get_diagnosis(session: Session, who: Manager) -> DiagnosisView:
+        """Look at everything that can be wrong; each finding says what to do."""
+        found = await doctor.diagnose(await session.connection())
+        return DiagnosisView(
+            level=found.level,
+            findings=[FindingView(**asdict(each)) for each in found.findings],
+            settings=[SettingView(**asdict(each)) for each in found.settings],
+        )
+
+    return router

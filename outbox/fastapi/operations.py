@@ -1,0 +1,145 @@
+"""What a person may do to jobs over HTTP: to one, to many by their ids, or to all that a filter finds."""
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field, model_validator
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from outbox import audit, control
+from outbox.fastapi.access import Principal, responses_of
+from outbox.fastapi.api import Api, found
+from outbox.fastapi.filters import JobQuery
+from outbox.fastapi.views import JobView, view
+from outbox.job import Job
+
+Action = Literal["cancel", "retry", "discard", "run", "priority"]
+
+
+class Priority(BaseModel):
+    """A new priority."""
+
+    model_config = {"extra": "forbid"}
+
+    priority: int = Field(ge=0, le=3, description="3 is claimed first.")
+
+
+class Many(BaseModel):
+    """Which jobs, and what is to be done to them."""
+
+    model_config = {"extra": "forbid"}
+
+    ids: list[UUID] | None = Field(None, min_length=1, max_length=1000)
+    filter: JobQuery | None = None
+    limit: int = Field(1000, ge=1, le=control.MANY, description="Of more than this the oldest; ask again for the rest.")
+    priority: int | None = Field(None, ge=0, le=3, description="The new one, where the action is priority.")
+    dry_run: bool = Field(default=False, description="Only count them.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Many":
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("give ids or filter, and not both")
+        return self
+
+
+class Changed(BaseModel):
+    """What became of many jobs."""
+
+    matched: int = Field(description="How many were found in a state from which the action is legal, limit at most.")
+    changed: int = Field(description="How many were changed, or would be; the others had changed meanwhile.")
+    more: bool = Field(description="Whether there may be more of them: ask again.")
+    dry_run: bool
+
+
+def area(api: Api) -> APIRouter:
+    """The routes."""
+    router = APIRouter(prefix="/jobs", tags=["jobs"])
+    Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
+    Operator = Annotated[Principal, api.operator]  # noqa: N806
+
+    @router.post("/bulk/{action}", operation_id="jobs_bulk", responses=responses_of(422))
+    async def change_jobs(session: Session, who: Operator, action: Action, body: Many) -> Changed:
+        """Do something to many jobs; those for which it is not legal stay as they are.
+
+        For more than `limit` ask again as long as there are `more`: each portion is a transaction of its own, and the
+        workers have time in between.
+        """
+        if action == "priority" and body.priority is None:
+            raise _missing_priority()
+        change = await control.change_many(
+            session,
+            action,
+            body.ids if body.filter is None else body.filter.filter(who),
+            limit=body.limit,
+            dry_run=body.dry_run,
+            priority=body.priority,
+            tenant=who.tenant,
+        )
+        if change.changed and not body.dry_run:
+            what = {"ids": len(body.ids)} if body.ids is not None else {"filter": _said(body)}
+            await audit.write(session, who.name, action, "jobs", tenant=who.tenant, changed=change.changed, **what)
+        more = body.filter is not None and change.matched >= body.limit
+        return Changed(matched=change.matched, changed=change.changed, more=more, dry_run=body.dry_run)
+
+    @router.post("/{job_id}/cancel", operation_id="jobs_cancel", responses=responses_of(404, 409, 422))
+    async def cancel_job(request: Request, session: Session, who: Operator, job_id: UUID) -> JobView:
+        """Cancel a job: at once if it waits; if it runs, its worker is asked to. The answer says what happened."""
+        before = await found(session, job_id, who)
+        return await _done(request, session, who, "cancel", before, await control.cancel(session, job_id))
+
+    @router.post("/{job_id}/retry", operation_id="jobs_retry", responses=responses_of(404, 409, 422))
+    async def retry_job(request: Request, session: Session, who: Operator, job_id: UUID) -> JobView:
+        """Run a failed or cancelled job again, with all its attempts before it."""
+        before = await found(session, job_id, who)
+        return await _done(request, session, who, "retry", before, await control.requeue(session, job_id))
+
+    @router.post("/{job_id}/run", operation_id="jobs_run", responses=responses_of(404, 409, 422))
+    async def run_job(request: Request, session: Session, who: Operator, job_id: UUID) -> JobView:
+        """Have a job that waits for its time run as soon as it can."""
+        before = await found(session, job_id, who)
+        return await _done(request, session, who, "run", before, await control.run_now(session, job_id))
+
+    @router.patch("/{job_id}", operation_id="jobs_change", responses=responses_of(404, 409, 422))
+    async def change_job(request: Request, session: Session, who: Operator, job_id: UUID, body: Priority) -> JobView:
+        """Give a job that waits another priority."""
+        before = await found(session, job_id, who)
+        now = await control.set_priority(session, job_id, body.priority)
+        return await _done(request, session, who, "priority", before, now)
+
+    @router.delete("/{job_id}", status_code=204, operation_id="jobs_discard", responses=responses_of(404, 409, 422))
+    async def discard_job(session: Session, who: Operator, job_id: UUID) -> None:
+        """Delete a job that has ended, with its result and its errors."""
+        before = await found(session, job_id, who)
+        await control.discard(session, job_id)
+        await audit.write(
+            session, who.name, "discard", f"job {job_id}", tenant=who.tenant, task=before.task, state=before.state
+        )
+
+    return router
+
+
+async def _done(request: Request, session: AsyncSession, who: Principal, action: str, before: Job, now: Job) -> JobView:
+    await audit.write(
+        session,
+        who.name,
+        action,
+        f"job {now.id}",
+        tenant=who.tenant,
+        task=now.task,
+        before={"state": before.state, "priority": before.priority, "run_at": before.run_at},
+        after={"state": now.state, "priority": now.priority, "run_at": now.run_at},
+    )
+    return view(request, now, who)
+
+
+def _said(body: Many) -> dict[str, object]:
+    assert body.filter is not None
+    # Not what the arguments contain: an audit holds no arguments.
+    return body.filter.model_dump(mode="json", exclude_defaults=True, exclude={"arguments"})
+
+
+def _missing_priority() -> Exception:
+    error = {"type": "missing", "loc": ("body", "priority"), "msg": "Field required", "input": None}
+    return RequestValidationError([error])
