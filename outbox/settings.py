@@ -18,7 +18,8 @@ class WorkerSettings:
     :param cancel_grace: how long it then waits for them to take the cancellation before it hands them back and
         leaves all the same. 0 to 600.
     :param poll_min: the shortest pause between two claims that found nothing to wait for. 0.001 to ``poll_max``.
-    :param poll_max: the longest; an idle worker asks this often. Up to 60.
+    :param poll_max: the longest; an idle worker asks this often, and half as often while hints tell it of new jobs.
+        Up to 60.
     :param prefetch: jobs at most that one queue holds claimed beyond its free slots. How many it really holds follows
         from how fast they run: slow jobs are never hoarded. 0 to 10,000.
     :param max_jobs_per_child: jobs of tasks with ``isolation="process"`` that a child process runs before a fresh one

@@ -35,6 +35,9 @@ WATCH = 0.25
 LATE = 1.0
 """A look that comes this many seconds late was held up by a handler that blocks the event loop."""
 
+HEARING = 2.0
+"""How many times as long an idle worker pauses between two claims while it hears of new jobs by hints."""
+
 LAST_CLAIM = 1.0
 LAST_SETTLE = 5.0
 """Seconds that a stopping worker gives its last statements; a database that does not answer must not keep it."""
@@ -67,6 +70,7 @@ class Worker:
         self._tally = Tally()
         self._runner = Runner(outbox, self._settings, self._settler, self._held, self._wake.set, self._tally)
         self._heartbeat: Heartbeat | None = None
+        self._longest_pause = self._settings.poll_max
 
     def stop(self) -> None:
         """Stop in good order: claim no more, hand back what has not started, let the rest end within the grace period.
@@ -143,8 +147,7 @@ class Worker:
         if self._settings.wake_up and claim_link.is_pooled:
             events.emit(events.INFO, "wake_up_off", reason="the database is behind a connection pooler")
         elif self._settings.wake_up:
-            listening = listener.listen(self._url, self._settings, self._wake.set)
-            loops.append(asyncio.create_task(listening, name="outbox-listen"))
+            loops.append(asyncio.create_task(self._listen_for_ever(), name="outbox-listen"))
         try:
             await self._until_stop_asked(claiming, *loops)
             return await self._drain(claiming)
@@ -212,8 +215,21 @@ class Worker:
                 await asyncio.sleep(0)  # settles and handlers get their turn before more is claimed
                 pause = self._settings.poll_min
                 continue
-            pause = self._settings.poll_min if taken else min(pause * 1.5, self._settings.poll_max)
+            pause = self._settings.poll_min if taken else min(pause * 1.5, self._longest_pause)
             await self._sleep(pause if turns.again is None else min(pause, turns.again))
+
+    async def _listen_for_ever(self) -> None:
+        def pause_for(seconds: float) -> None:
+            self._longest_pause = seconds
+
+        longest = self._settings.poll_max
+        await listener.listen(
+            self._url,
+            self._settings,
+            self._wake.set,
+            on_connected=lambda: pause_for(longest * HEARING),
+            on_lost=lambda: pause_for(longest),
+        )
 
     async def _watch_for_ever(self) -> None:
         while True:

@@ -24,7 +24,6 @@ STYLE = Style(
     foreground_strong="#6e7781",
     foreground_subtle="#6e7781",
     colors=(OURS, "#bf8700", "#8250df", "#1a7f37"),
-    value_colors=("#6e7781",) * 4,
     guide_stroke_color="#8c959f44",
     major_guide_stroke_color="#8c959f66",
     font_family="system-ui, sans-serif",
@@ -33,7 +32,6 @@ STYLE = Style(
     major_label_font_size=14,
     legend_font_size=14,
     title_font_size=16,
-    value_font_size=14,
 )
 
 
@@ -57,8 +55,8 @@ def _bars(name: str, title: str, rows: Sequence[Mapping[str, Any]], row: str, *,
     values = {NAMES[each["against"]]: each["theirs"] for each in found}
     values["outbox"] = sorted(each["ours"] for each in found)[len(found) // 2]
     ordered = sorted(values.items(), key=lambda each: each[1], reverse=not most_first)
-    chart = pygal.HorizontalBar(**_common(title), show_legend=False, print_values=True, height=60 + 42 * len(values))
-    chart.x_labels = [each for each, _ in ordered]
+    chart = pygal.HorizontalBar(**_common(title), show_legend=False, height=60 + 36 * len(values))
+    chart.x_labels = [f"{each}   {_number(value)}" for each, value in ordered]
     chart.add("", [{"value": value, "color": OURS if each == "outbox" else OTHERS} for each, value in ordered])
     (PICTURES / f"{name}.svg").write_text(chart.render())
 

@@ -14,14 +14,20 @@ from tests.waiting import eventually
 
 
 @pytest.fixture
-async def worker(database_url: str) -> AsyncIterator[Worker]:
+def wake_up() -> bool:
+    """Whether the worker listens."""
+    return False
+
+
+@pytest.fixture
+async def worker(database_url: str, wake_up: bool) -> AsyncIterator[Worker]:
     outbox = Outbox()
 
     @outbox.task()
     async def noop(n: int) -> int:
         return n
 
-    settings = WorkerSettings(queues={"default": 20}, wake_up=False, poll_min=0.01, poll_max=0.2)
+    settings = WorkerSettings(queues={"default": 20}, wake_up=wake_up, poll_min=0.01, poll_max=0.2)
     worker = Worker(outbox, database_url, settings)
     running = asyncio.create_task(worker.run())
     yield worker
@@ -43,23 +49,24 @@ async def test_a_drain_costs_a_few_statements_for_hundreds_of_jobs(
     assert claims + settles < 5000 / 10
 
 
+@pytest.mark.parametrize(("wake_up", "pause"), [(False, 0.2), (True, 0.4)], ids=["polling", "listening"])
 async def test_an_idle_worker_asks_at_the_longest_pause_and_for_nothing_else(
-    engine: AsyncEngine, sent: list[str], worker: Worker
+    engine: AsyncEngine, sent: list[str], worker: Worker, pause: float
 ) -> None:
     async def settled_down() -> bool:
-        return sent.count(sql.CLAIM) >= 12
+        return sent.count(sql.CLAIM) >= 14
 
     await eventually(settled_down)
     sent.clear()
     started = asyncio.get_running_loop().time()
 
     async def asked_again() -> bool:
-        return sent.count(sql.CLAIM) >= 5
+        return sent.count(sql.CLAIM) >= 12
 
     await eventually(asked_again)
     passed = asyncio.get_running_loop().time() - started
     # A loaded machine only makes it ask less often: the bound is one-sided.
-    assert sent.count(sql.CLAIM) <= passed / (0.2 * 0.8) + 2
+    assert sent.count(sql.CLAIM) <= passed / (pause * 0.8) + 2
     assert sql.FINISH not in sent
     assert sql.POSTPONE not in sent
     assert sql.RENEW not in sent
