@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -19,7 +18,7 @@ _WRITE = text(
 _READ = text(
     """
     select id, at, actor, tenant, action, target, detail::text as detail from outbox.audit
-    where cast(:before as uuid) is null or id < cast(:before as uuid)
+    where cast(:before as bigint) is null or id < :before
     order by id desc limit :limit
     """
 )
@@ -31,7 +30,7 @@ MAX_PAGE = 200
 class Deed:
     """Something that somebody did."""
 
-    id: UUID
+    id: int
     at: datetime
     actor: str
     tenant: str | None
@@ -60,13 +59,13 @@ async def write(
 
 
 async def page(
-    connection: AsyncSession | AsyncConnection, *, limit: int = 50, before: UUID | None = None
+    connection: AsyncSession | AsyncConnection, *, limit: int = 50, before: int | None = None
 ) -> Sequence[Deed]:
     """What was done, the latest first.
 
     :param before: the id of the last one of the page before this one.
     """
-    values = {"limit": max(1, min(limit, MAX_PAGE)), "before": before and str(before)}
+    values = {"limit": max(1, min(limit, MAX_PAGE)), "before": before}
     return [
         Deed(**dict(row) | {"detail": json.loads(row["detail"])})
         for row in (await connection.execute(_READ, values)).mappings()

@@ -25,6 +25,13 @@ ACTIONS: Mapping[Action, frozenset[State]] = {
 }
 """What a person may do to many jobs at once, and in which states they must be for it."""
 
+_STATEMENTS: Mapping[Action, str] = {
+    "retry": sql.REQUEUE,
+    "discard": sql.DISCARD,
+    "run": sql.RUN_NOW,
+    "priority": sql.SET_PRIORITY,
+}
+
 MANY = 10_000
 """Jobs at most that one call changes."""
 
@@ -168,20 +175,13 @@ async def _change(
     connection: AsyncSession | AsyncConnection, action: Action, ids: Sequence[UUID], priority: int | None
 ) -> int:
     values: dict[str, Any] = {"ids": [str(id) for id in ids]}
-    match action:
-        case "retry":
-            statement = sql.REQUEUE
-        case "discard":
-            statement = sql.DISCARD
-        case "run":
-            statement = sql.RUN_NOW
-        case "priority":
-            _check_priority(priority)
-            statement, values["priority"] = sql.SET_PRIORITY, priority
-        case "cancel":
-            count: int = (await connection.execute(text(sql.CANCEL_MANY), values)).scalar_one()
-            return count
-    return len((await connection.execute(text(statement), values)).all())
+    if action == "cancel":
+        count: int = (await connection.execute(text(sql.CANCEL_MANY), values)).scalar_one()
+        return count
+    if action == "priority":
+        _check_priority(priority)
+        values["priority"] = priority
+    return len((await connection.execute(text(_STATEMENTS[action]), values)).all())
 
 
 async def _waiting(connection: AsyncSession | AsyncConnection, id: UUID, verb: str, tenant: str | None) -> None:

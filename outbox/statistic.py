@@ -34,7 +34,7 @@ on conflict (seconds, starts_at, queue, task, outcome) do update set
 _READ = text(
     """
     select date_bin(make_interval(secs => :step), starts_at, 'epoch') as starts_at, queue, task, outcome,
-           sum(count)::bigint as count, array_agg(waits::text) as waits, array_agg(runs::text) as runs
+           sum(count)::bigint as attempts, array_agg(waits::text) as waits, array_agg(runs::text) as runs
     from outbox.statistic
     where seconds = :seconds and starts_at >= :since and starts_at < :until
       and (cast(:queue as text) is null or queue = :queue) and (cast(:task as text) is null or task = :task)
@@ -108,7 +108,7 @@ async def read(
         "task": task,
     }
     return [
-        Point(row.starts_at, row.queue, row.task, row.outcome, row.count, _sum(row.waits), _sum(row.runs))
+        Point(row.starts_at, row.queue, row.task, row.outcome, row.attempts, _sum(row.waits), _sum(row.runs))
         for row in await connection.execute(_READ, values)
     ]
 

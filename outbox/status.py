@@ -216,7 +216,7 @@ def _by_contents(wanted: JobFilter) -> list[ColumnElement[bool]]:
 
 def _in_state(states: Sequence[State]) -> ColumnElement[bool]:
     # Literals, so that the planner leaves out the tables that cannot have them; what runs is found by its lease.
-    said = literal_column("state in (" + ", ".join(f"'{State(each)}'" for each in states) + ")")
+    said: ColumnElement[bool] = literal_column("state in (" + ", ".join(f"'{State(each)}'" for each in states) + ")")
     return and_(said, job.c.lease_until.is_not(None)) if set(states) == {State.RUNNING} else said
 
 

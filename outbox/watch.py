@@ -107,6 +107,10 @@ class Watch:
             if not channel.waiters:
                 del self._channels[id]
 
+    def open(self) -> None:
+        """Let people wait, after it was closed."""
+        self._closed = False
+
     def close(self) -> None:
         """Have all waiters end, now and whoever comes; from the event loop's own thread."""
         self._closed = True

@@ -51,6 +51,7 @@ class Api:
         """Of the application: whoever waits is sent home when the process is told to stop."""
         if self.access is local_only:
             events.emit(events.WARNING, "api_local_only")
+        self.watch.open()
         loop = asyncio.get_running_loop()
         with _on_signal(lambda: loop.call_soon_threadsafe(self.watch.close)):
             yield

@@ -193,14 +193,10 @@ def _task(outbox: Outbox, name: str) -> TaskView:
 
 def _typed(outbox: Outbox) -> Any:
     """What a job looks like, with the result of each task: for the documentation."""
-    each = [
-        create_model(
-            f"{task.name}_job",
-            __base__=JobView,
-            task=(Literal[task.name], ...),
-            result=(task.result_type | None, None),
-        )
-        for task in sorted(outbox, key=lambda task: task.name)
-        if task.shows_result
-    ]
-    return Union[*each, JobView] if each else JobView
+    models = []
+    for task in sorted(outbox, key=lambda task: task.name):
+        if task.shows_result:
+            name: Any = Literal[task.name]  # put together at run time
+            fields: dict[str, Any] = {"task": (name, ...), "result": (task.result_type | None, None)}
+            models.append(create_model(f"{task.name}_job", __base__=JobView, **fields))
+    return Union[*models, JobView] if models else JobView

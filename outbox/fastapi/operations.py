@@ -14,6 +14,7 @@ from outbox.fastapi.api import Api, found
 from outbox.fastapi.filters import JobQuery
 from outbox.fastapi.views import JobView, view
 from outbox.job import Job
+from outbox.status import JobFilter
 
 Action = Literal["cancel", "retry", "discard", "run", "priority"]
 
@@ -36,6 +37,10 @@ class Many(BaseModel):
     limit: int = Field(1000, ge=1, le=control.MANY, description="Of more than this the oldest; ask again for the rest.")
     priority: int | None = Field(None, ge=0, le=3, description="The new one, where the action is priority.")
     dry_run: bool = Field(default=False, description="Only count them.")
+
+    def which(self, who: Principal) -> JobFilter | list[UUID]:
+        """The same in the library's words."""
+        return self.filter.filter(who) if self.filter is not None else self.ids or []
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Many":
@@ -71,7 +76,7 @@ def area(api: Api) -> APIRouter:
         change = await control.change_many(
             session,
             action,
-            body.ids if body.filter is None else body.filter.filter(who),
+            body.which(who),
             limit=body.limit,
             dry_run=body.dry_run,
             priority=body.priority,

@@ -45,7 +45,7 @@ class WorkerJobs(BaseModel):
 class DeedView(BaseModel):
     """Something that somebody did."""
 
-    id: UUID
+    id: int
     at: datetime
     actor: str
     tenant: str | None
@@ -58,7 +58,7 @@ class DeedPage(BaseModel):
     """What was done, the latest first."""
 
     data: list[DeedView]
-    next_cursor: UUID | None = Field(None, description="Pass as cursor for the next page; null on the last.")
+    next_cursor: int | None = Field(None, description="Pass as cursor for the next page; null on the last.")
 
 
 def area(api: Api) -> APIRouter:
@@ -83,7 +83,7 @@ def area(api: Api) -> APIRouter:
         session: Session,
         who: Admin,
         limit: Annotated[int, Query(ge=1, le=audit.MAX_PAGE)] = 50,
-        cursor: UUID | None = None,
+        cursor: Annotated[int | None, Query(ge=1, lt=2**63)] = None,
     ) -> DeedPage:
         """What people have done over HTTP and on the command line."""
         deeds = await audit.page(session, limit=limit, before=cursor)

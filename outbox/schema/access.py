@@ -37,7 +37,7 @@ UP = (
     ),
     """
     create table outbox.audit (
-        id     uuid primary key default outbox.uuid7(),
+        id     bigint generated always as identity primary key,
         at     timestamptz not null default clock_timestamp(),
         actor  text not null,
         tenant text,
@@ -50,7 +50,7 @@ UP = (
     *(
         f"comment on column outbox.audit.{column} is '{meaning}'"
         for column, meaning in {
-            "id": "UUIDv7",
+            "id": "grows",
             "at": "when",
             "actor": "who: the name of a key, or of whoever the host says it was",
             "tenant": "whose jobs the actor sees; null: those of everybody",

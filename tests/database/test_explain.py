@@ -179,7 +179,7 @@ async def test_a_worker_that_is_gone_or_leaving_does_not_count(
 
 async def test_another_tenants_job_is_not_there(engine: AsyncEngine, sessions: Sessions) -> None:
     id = await plant(engine, tenant="a")
-    assert await explained(sessions, id, tenant="a")
+    assert (await explained(sessions, id, tenant="a")).job.id == id
     with pytest.raises(JobNotFound):
         await explained(sessions, id, tenant="b")
     with pytest.raises(JobNotFound):

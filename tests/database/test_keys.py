@@ -14,7 +14,7 @@ async def test_a_key_opens_what_it_says(session: AsyncSession) -> None:
     assert key.startswith(known.prefix)
     assert len(key) >= len(known.prefix) + 43
     assert await keys.find(session, key) == known
-    assert (known.name, known.scopes, known.tenant, known.expires_at) == ("reporting", {Scope.READ}, "acme", None)
+    assert (known.name, set(known.scopes), known.tenant, known.expires_at) == ("reporting", {Scope.READ}, "acme", None)
 
 
 async def test_what_is_stored_opens_nothing(session: AsyncSession, db: asyncpg.Connection) -> None:

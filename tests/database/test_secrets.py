@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from outbox import INJECTED, JobContext, Outbox, Retry, State, control, migrate
 from outbox.connection import Link
 from outbox.errors import DeclarationError, JobNotFound, PayloadInvalid
-from outbox.fastapi import problem_handlers, session_dependency, status_router
+from outbox.fastapi import outbox_router, problem_handlers
 from outbox.schedule import Schedule
 from outbox.secret import MASK, Keyring
 from outbox.worker import Worker
@@ -135,9 +135,9 @@ async def test_a_canary_is_seen_by_its_handler_and_by_nobody_else(
 async def asked(sessions: Sessions, ids: list[UUID]) -> list[str]:
     """What the status API says of the jobs, one by one, and then as a page."""
     app = FastAPI()
-    app.include_router(status_router(session=session_dependency(sessions)))
+    app.include_router(outbox_router(Outbox(), sessions, prefix=""))
     transport = httpx2.ASGITransport(app=app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://jobs") as client:
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         answers = [await client.get(f"/jobs/{id}") for id in ids] + [await client.get("/jobs")]
     assert {answer.status_code for answer in answers} == {200}
     return [answer.text for answer in answers]

@@ -261,8 +261,8 @@ async def test_what_was_done_in_the_last_hour(client: httpx2.AsyncClient, connec
             text(
                 "insert into outbox.statistic "
                 "select seconds, date_bin(make_interval(secs => seconds), now(), 'epoch'), "
-                "'mail', 'send', :outcome, :count, array[0, 0, :count], array[:count] "
-                "from (values (60), (3600)) span (seconds)"
+                "'mail', 'send', :outcome, n, array[0, 0, n], array[n] "
+                "from (values (60), (3600)) span (seconds), cast(:count as integer) n"
             ),
             {"outcome": outcome, "count": count},
         )

@@ -226,8 +226,8 @@ async def test_too_many_streams_are_refused(
     monkeypatch.setattr(streams, "STREAMS", 1)
     id = await plant(engine)
     async with remote.stream("GET", f"/v1/jobs/{id}/events") as response:
-        async for _ in events_of(response):
-            break
+        reading = events_of(response)
+        await anext(reading)
         refused = await remote.get(f"/v1/jobs/{id}/events")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
 

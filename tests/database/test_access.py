@@ -9,7 +9,6 @@ from uuid import UUID
 import httpx2
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -90,6 +89,12 @@ async def client(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
             yield client
 
 
+@pytest.fixture
+async def connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async with engine.connect() as connection:
+        yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
 async def key(sessions: Sessions, *scopes: Scope, tenant: str | None = None, **options: Any) -> dict[str, str]:
     async with sessions.begin() as session:
         _, made = await keys.create(session, "tester", scopes, tenant=tenant, **options)
@@ -97,11 +102,11 @@ async def key(sessions: Sessions, *scopes: Scope, tenant: str | None = None, **o
 
 
 def routes(app: FastAPI) -> list[tuple[str, str, str]]:
-    found = []
-    for route in app.routes:
-        if isinstance(route, APIRoute) and route.operation_id:
-            found += [(route.operation_id, method, route.path) for method in route.methods]
-    return found
+    return [
+        (operation["operationId"], method.upper(), path)
+        for path, methods in app.openapi()["paths"].items()
+        for method, operation in methods.items()
+    ]
 
 
 async def call(
@@ -249,7 +254,12 @@ async def test_lists_and_bulk_actions_see_ones_own_only(
     for params in ({}, {"tenant": "globex"}, {"state": "failed"}):
         listed = (await client.get("/v1/jobs", headers=headers, params=params)).json()["data"]
         assert [UUID(job["id"]) for job in listed] == [mine]
-    for body in ({"filter": {}}, {"filter": {"tenant": "globex"}}, {"ids": [str(mine), str(other), str(nobodys)]}):
+    bodies: list[dict[str, Any]] = [
+        {"filter": {}},
+        {"filter": {"tenant": "globex"}},
+        {"ids": [str(mine), str(other), str(nobodys)]},
+    ]
+    for body in bodies:
         counted = await client.post("/v1/jobs/bulk/retry", headers=headers, json=body | {"dry_run": True})
         assert counted.json()["matched"] == 1
     await client.post("/v1/jobs/bulk/discard", headers=headers, json={"filter": {}})
@@ -266,12 +276,6 @@ async def test_what_a_tenant_enqueues_is_theirs(
     refused = await client.post("/v1/jobs", headers=headers, json={"task": "noop", "tenant": "globex"})
     assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "$.body.tenant")
     assert (await connection.execute(text("select tenant from outbox.live_job"))).scalars().all() == ["acme"]
-
-
-@pytest.fixture
-async def connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    async with engine.connect() as connection:
-        yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 # What may be seen.
