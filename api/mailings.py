@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Request, Response
-from pydantic import BaseModel, StringConstraints
+from pydantic import AfterValidator, BaseModel, StringConstraints
 from sqlalchemy import select
 
 from api.database import Idempotent, SessionDep
@@ -16,12 +16,18 @@ from outbox.fastapi import BatchReference, accepted_batch, problem_responses
 router = APIRouter(prefix="/mailings", tags=["mailings"], route_class=Idempotent)
 
 
+def _printable(subject: str) -> str:
+    # It is a header of the mail, and the name of the batch.
+    if not subject.isprintable():
+        raise ValueError("must have printable characters only")
+    return subject
+
+
 class MailingIn(BaseModel):
     """What everybody is told."""
 
-    # No control characters: it is a header of the mail.
     subject: Annotated[
-        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_printable)
     ]
     text: Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
 

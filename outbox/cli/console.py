@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -90,7 +91,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
         numbers = all(row[n].replace(",", "").replace(".", "").isdigit() or row[n] == "–" for row in found)
         shown.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in found:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))  # what stands in rows is no markup
     out.print(shown)
 
 

@@ -4,14 +4,27 @@ import json
 from typing import Annotated, Any
 from uuid import UUID
 
+from fastapi import Path
 from fastapi.exceptions import RequestValidationError
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 
 from outbox import status
 from outbox.fastapi.access import Principal
 from outbox.job import State
+from outbox.newjob import MAX_NAME, is_name
 
 Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+"""A name to look for; one that nothing can have is not found."""
+
+
+def _named(name: str) -> str:
+    if not is_name(name):
+        raise ValueError(f"must be 1 to {MAX_NAME} printable characters")
+    return name
+
+
+NewName = Annotated[str, Path(min_length=1, max_length=MAX_NAME), AfterValidator(_named)]
+"""A name in an address, of something that it may be given to."""
 
 
 class JobQuery(BaseModel):

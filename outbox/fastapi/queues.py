@@ -4,7 +4,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,9 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from outbox import audit, limit, queue
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
+from outbox.fastapi.filters import NewName
 from outbox.limit import Limit
-
-Name = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class QueueView(BaseModel):
@@ -87,19 +86,19 @@ def area(api: Api) -> APIRouter:
         return QueueList(data=[QueueView(**asdict(each)) for each in await queue.states(session)])
 
     @router.post("/queues/{name}/pause", status_code=204, operation_id="queues_pause", responses=responses_of(422))
-    async def pause_queue(session: Session, who: Manager, name: Name) -> None:
+    async def pause_queue(session: Session, who: Manager, name: NewName) -> None:
         """Have no worker claim its jobs any more; those that run go on, and enqueuing goes on too."""
         await queue.pause(session, name)
         await audit.write(session, who.name, "pause", f"queue {name}")
 
     @router.post("/queues/{name}/resume", status_code=204, operation_id="queues_resume", responses=responses_of(422))
-    async def resume_queue(session: Session, who: Manager, name: Name) -> None:
+    async def resume_queue(session: Session, who: Manager, name: NewName) -> None:
         """Have workers claim its jobs again."""
         await queue.resume(session, name)
         await audit.write(session, who.name, "resume", f"queue {name}")
 
     @router.put("/queues/{name}/ceiling", status_code=204, operation_id="queues_ceiling", responses=responses_of(422))
-    async def set_ceiling(session: Session, who: Manager, name: Name, body: Ceiling) -> None:
+    async def set_ceiling(session: Session, who: Manager, name: NewName, body: Ceiling) -> None:
         """Refuse further jobs while so many wait in it."""
         await queue.set_ceiling(session, name, body.ceiling)
         await audit.write(session, who.name, "ceiling", f"queue {name}", ceiling=body.ceiling)
@@ -127,7 +126,7 @@ def area(api: Api) -> APIRouter:
         session: Session,
         who: Manager,
         scope: Literal["task", "queue"],
-        name: Name,
+        name: NewName,
         body: LimitIn,
         per_key: bool = False,
     ) -> None:
@@ -144,7 +143,7 @@ def area(api: Api) -> APIRouter:
 
     @router.delete("/limits/{scope}/{name}", status_code=204, operation_id="limits_delete", responses=responses_of(422))
     async def delete_limit(
-        session: Session, who: Manager, scope: Literal["task", "queue"], name: Name, per_key: bool = False
+        session: Session, who: Manager, scope: Literal["task", "queue"], name: NewName, per_key: bool = False
     ) -> None:
         """Remove a limit. One that code declares is back when the next worker starts."""
         await limit.remove(session, scope, name, per_key=per_key)

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,13 +13,12 @@ from outbox import audit, schedule
 from outbox.errors import ScheduleNotFound
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
+from outbox.fastapi.filters import NewName
 from outbox.fastapi.views import JobReference, accepted
 from outbox.registry import Outbox
 from outbox.schedule import CatchUp, Schedule, Scheduled
 
 UPCOMING = 5
-
-Name = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class ScheduleIn(BaseModel):
@@ -72,32 +71,32 @@ def area(api: Api) -> APIRouter:
         return SchedulePage(data=[_view(each) for each in await schedule.all_of_them(session)])
 
     @router.get("/{name}", operation_id="schedules_get", responses=responses_of(404, 422))
-    async def get_schedule(session: Session, who: Reader, name: Name) -> ScheduleView:
+    async def get_schedule(session: Session, who: Reader, name: NewName) -> ScheduleView:
         """One schedule, with the next moments at which it fires."""
         return await _current(session, name)
 
     @router.put("/{name}", operation_id="schedules_put", responses=responses_of(422))
-    async def put_schedule(session: Session, who: Operator, name: Name, body: ScheduleIn) -> ScheduleView:
+    async def put_schedule(session: Session, who: Operator, name: NewName, body: ScheduleIn) -> ScheduleView:
         """Create a schedule or change it. It then stands above what code declares, until it is deleted."""
         await schedule.put(session, _schedule(api.outbox, name, body))
         await audit.write(session, who.name, "put", f"schedule {name}", cron=body.cron, tz=body.tz, task=body.task)
         return await _current(session, name)
 
     @router.delete("/{name}", status_code=204, operation_id="schedules_delete", responses=responses_of(404, 422))
-    async def delete_schedule(session: Session, who: Operator, name: Name) -> None:
+    async def delete_schedule(session: Session, who: Operator, name: NewName) -> None:
         """Delete a schedule. One that code declares is back when a worker starts: pause it instead."""
         await schedule.delete(session, name)
         await audit.write(session, who.name, "delete", f"schedule {name}")
 
     @router.post("/{name}/pause", operation_id="schedules_pause", responses=responses_of(404, 422))
-    async def pause_schedule(session: Session, who: Operator, name: Name) -> ScheduleView:
+    async def pause_schedule(session: Session, who: Operator, name: NewName) -> ScheduleView:
         """Have it fire no more until it is resumed."""
         await schedule.pause(session, name)
         await audit.write(session, who.name, "pause", f"schedule {name}")
         return await _current(session, name)
 
     @router.post("/{name}/resume", operation_id="schedules_resume", responses=responses_of(404, 422))
-    async def resume_schedule(session: Session, who: Operator, name: Name) -> ScheduleView:
+    async def resume_schedule(session: Session, who: Operator, name: NewName) -> ScheduleView:
         """Have it fire again from now on. What it would have fired for meanwhile is not made up for."""
         await schedule.resume(session, name)
         await audit.write(session, who.name, "resume", f"schedule {name}")
@@ -105,7 +104,7 @@ def area(api: Api) -> APIRouter:
 
     @router.post("/{name}/fire", status_code=202, operation_id="schedules_fire", responses=responses_of(404, 422))
     async def fire_schedule(
-        session: Session, who: Operator, request: Request, response: Response, name: Name
+        session: Session, who: Operator, request: Request, response: Response, name: NewName
     ) -> JobReference:
         """Enqueue its job now, paused or not."""
         await audit.write(session, who.name, "fire", f"schedule {name}")

@@ -2,13 +2,8 @@
 
 import asyncio
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,7 @@ from outbox.fastapi import streams
 from outbox.outcome import Finished
 from outbox.settings import WorkerSettings
 from tests.factories import held, new_id, plant
-from tests.service.servers import serving
+from tests.service.servers import service, serving
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -238,36 +233,13 @@ async def test_too_many_streams_are_refused(
     await eventually(free_again)
 
 
-@contextmanager
-def uvicorn(database_url: str, tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """The service in a process of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "--factory", "api.app:create_app", "--port", str(port)]
-    environment = {**os.environ, "DATABASE_URL": database_url, "FILES_DIR": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    try:
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_open_streams_and_polls_do_not_keep_a_server_from_stopping(
     database_url: str, engine: AsyncEngine, tmp_path: Path, number: signal.Signals
 ) -> None:
     id = await plant(engine)
-    with uvicorn(database_url, tmp_path) as (url, process):
+    with service(database_url, tmp_path) as (url, process):
         async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
-
-            async def up() -> bool:
-                try:
-                    return (await client.get("/livez")).status_code == 200
-                except httpx2.TransportError:
-                    return False
-
-            await eventually(up)
             polling = asyncio.create_task(client.get(f"/v1/jobs/{id}", headers={"Prefer": "wait=60"}))
             async with client.stream("GET", f"/v1/jobs/{id}/events") as response:
                 reading = events_of(response)
