@@ -43,6 +43,9 @@ bench: $(ENV) ## measure the main figures, in a few minutes
 bench-full: $(ENV) ## measure all of them, beside other queues, in an hour or two
 	@$(BIN)/python -m tests.benchmarks --full $(ARGS)
 
+openapi: $(ENV) ## write down the HTTP API in docs/openapi.json
+	@OUTBOX_TEST_WRITE_OPENAPI=1 $(BIN)/python -m pytest -q tests/service/test_openapi.py -k written_down
+
 lint: $(ENV) ## check style, types and the import map
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,4 +67,4 @@ clean: ## remove caches and builds; the environment and the local data stay
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find api migrations outbox tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup run crash worker api migrate test test-crash bench bench-full lint format wheel lock clean
+.PHONY: help setup run crash worker api migrate test test-crash bench bench-full openapi lint format wheel lock clean

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from outbox import Job, Outbox, State, WorkerSettings, check, limit, schedule, status
+from outbox import Job, Outbox, State, WorkerSettings, check, keys, limit, schedule, status
 from outbox.fastapi import TaskAdder
 from outbox.worker import Worker
 from tests.factories import plant
@@ -342,3 +342,22 @@ async def test_a_handler_in_a_child_process_runs_within_its_limits(
     worker.stop()
     assert await working
     assert (found and found.result) == "3 pages"
+
+
+async def test_the_api_of_the_page_is_closed_and_opens_for_those_it_names(
+    sessions: Sessions, engine: AsyncEngine
+) -> None:
+    example, outbox = load(ROOT / "docs" / "examples" / "http_api.py"), Outbox()
+    mine, _ = await plant(engine, tenant="ada"), await plant(engine)
+    async with sessions.begin() as session:
+        _, key = await keys.create(session, "reporting", [keys.Scope.READ])
+    for app, headers, seen in (
+        (example.app_with_keys(outbox, sessions), {"Authorization": f"Bearer {key}"}, 2),
+        (example.app_with_own_users(outbox, sessions), {"X-User": "ada"}, 1),
+    ):
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://shop.test") as client:
+            assert (await client.get("/v1/jobs")).status_code == 401
+            listed = (await client.get("/v1/jobs", headers=headers)).json()["data"]
+            assert len(listed) == seen
+            assert str(mine) in {job["id"] for job in listed}

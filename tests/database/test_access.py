@@ -13,9 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from outbox import Outbox, keys
-from outbox.fastapi import Principal, access, api_keys, outbox_router, problem_handlers
+from outbox.fastapi import Principal, access, api_keys, outbox_router, problem_handlers, streams
 from outbox.keys import Scope
 from tests.factories import new_id, plant
+from tests.service.servers import serving
 
 Sessions = async_sessionmaker[AsyncSession]
 
@@ -213,6 +214,26 @@ async def test_who_tries_too_many_keys_has_to_wait_and_others_have_not(
     transport = httpx2.ASGITransport(app, client=("192.0.2.7", 1))
     async with httpx2.AsyncClient(transport=transport, base_url="http://shop.test") as other:
         assert (await other.get("/v1/jobs", headers=good)).status_code == 200
+
+
+async def test_a_stream_ends_when_its_key_does(
+    app: FastAPI, sessions: Sessions, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert streams.RECHECK <= 10
+    monkeypatch.setattr(streams, "RECHECK", 0.1)
+    id = await plant(engine)
+    headers = await key(sessions, READ)
+    async with (
+        serving(app) as url,
+        httpx2.AsyncClient(base_url=url, timeout=30) as client,
+        client.stream("GET", f"/v1/jobs/{id}/events", headers=headers) as response,
+    ):
+        lines = response.aiter_lines()
+        assert await anext(lines) == "event: job"
+        async with sessions.begin() as session:
+            [known] = await keys.all_of_them(session)
+            await keys.revoke(session, known.prefix)
+        assert [line async for line in lines if line.startswith("event")] == []
 
 
 async def test_an_expired_key_opens_nothing(client: httpx2.AsyncClient, sessions: Sessions) -> None:

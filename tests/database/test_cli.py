@@ -67,7 +67,7 @@ async def test_jobs_are_listed_and_shown(cli: Cli, engine: AsyncEngine) -> None:
     assert (await cli.json("jobs", "show", id))["payload"] == {"to": "ä"}
     assert "no job" in await cli("jobs", "show", new_id(), status=1)
     assert "--arguments" in await cli("jobs", "ls", "--arguments", "[1]", status=2)
-    assert "not a valid UUID" in await cli("jobs", "show", "x", status=2)
+    assert "Invalid value" in await cli("jobs", "show", "x", status=2)
 
 
 async def test_jobs_are_changed_one_and_many(cli: Cli, engine: AsyncEngine, db: asyncpg.Connection) -> None:
