@@ -14,7 +14,6 @@ from sqlalchemy import (
     bindparam,
     cast,
     false,
-    func,
     literal_column,
     or_,
     select,
@@ -220,8 +219,10 @@ def _in_state(states: Sequence[State]) -> ColumnElement[bool]:
     return and_(said, job.c.lease_until.is_not(None)) if set(states) == {State.RUNNING} else said
 
 
-def _first_id(moment: datetime) -> ColumnElement[UUID]:
-    return func.outbox.first_id(moment)
+def _first_id(moment: datetime) -> UUID:
+    """The lowest id that a job enqueued at that moment can have."""
+    milliseconds = int(moment.timestamp() * 1000)
+    return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)
 
 
 def _storable(names: Sequence[str]) -> list[str]:

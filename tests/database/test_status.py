@@ -79,7 +79,8 @@ async def found(session: AsyncSession, **wanted: Any) -> set[UUID]:
 async def test_every_filter_narrows(engine: AsyncEngine, session: AsyncSession) -> None:
     mail = await plant(engine, queue="mail", task="send", tags=["vip", "eu"])
     done = await plant(engine, "succeeded", queue="mail", task="bill", tags=["eu"])
-    old = await plant(engine, "failed", queue="slow", task="send", created_at=datetime(2020, 1, 1, tzinfo=UTC))
+    in_2020 = UUID(int=int(datetime(2020, 1, 1, tzinfo=UTC).timestamp() * 1000) << 80)
+    old = await plant(engine, "failed", queue="slow", task="send", id=in_2020)
     assert await found(session, states=[State.PENDING]) == {mail}
     assert await found(session, states=[State.SUCCEEDED, State.FAILED]) == {done, old}
     assert await found(session, queues=["mail"]) == {mail, done}

@@ -90,12 +90,12 @@ async def test_jobs_are_retried_by_filter(client: httpx2.AsyncClient) -> None:
     ids = [(await signed_up(client, email=f"{n}@example.com"))["id"] for n in range(3)]
     for id in ids:
         await client.post(f"/v1/jobs/{id}/cancel")
-    wanted = {"task": ["send_welcome"], "state": ["cancelled"]}
-    dry = await client.post("/v1/jobs/retry", json={**wanted, "dry_run": True})
-    assert (dry.status_code, dry.json()) == (200, {"count": 3, "dry_run": True})
-    done = await client.post("/v1/jobs/retry", json={**wanted, "limit": 2})
-    assert done.json() == {"count": 2, "dry_run": False}
+    wanted = {"filter": {"task": ["send_welcome"], "state": ["cancelled"]}}
+    dry = await client.post("/v1/jobs/bulk/retry", json={**wanted, "dry_run": True})
+    assert (dry.status_code, dry.json()["changed"], dry.json()["dry_run"]) == (200, 3, True)
+    done = await client.post("/v1/jobs/bulk/retry", json={**wanted, "limit": 2})
+    assert (done.json()["changed"], done.json()["more"]) == (2, True)
     states = [(await client.get(f"/v1/jobs/{id}")).json()["state"] for id in ids]
     assert states == ["pending", "pending", "cancelled"]
-    refused = await client.post("/v1/jobs/retry", json={"stat": ["failed"]})
-    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "$.body.stat")
+    refused = await client.post("/v1/jobs/bulk/retry", json={"filter": {"stat": ["failed"]}})
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "$.body.filter.stat")
