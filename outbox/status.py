@@ -183,7 +183,7 @@ def _conditions(wanted: JobFilter) -> tuple[list[ColumnElement[bool]], list[Colu
     if wanted.states:  # most have succeeded: no index tells these apart
         (others if State.SUCCEEDED in wanted.states else served).append(_in_state(wanted.states))
     if wanted.tasks:
-        (served if len(wanted.tasks) == 1 else others).append(job.c.task.in_(_storable(wanted.tasks)))
+        others.append(job.c.task.in_(_storable(wanted.tasks)))
     times = []
     if wanted.created_after is not None:
         times.append(job.c.id >= _first_id(wanted.created_after))

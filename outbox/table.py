@@ -117,7 +117,6 @@ finished_job = Table(
     Column("result", JSONB),
     Column("finished_at", DateTime(timezone=True), primary_key=True, server_default=text("now()")),
     *_later_columns(),
-    Index("finished_job_task", "task", "id"),
     Index("finished_job_trouble", "id", postgresql_where=text("state <> 'succeeded'")),
     Index("finished_job_tenant", "tenant", "id", postgresql_where=text("tenant is not null")),
     Index("finished_job_group", "group_key", "id", postgresql_where=text("group_key is not null")),
