@@ -127,9 +127,7 @@ async def test_a_worker_runs_every_kind_of_job(
     assert not {"database_lost", "lease_lost", "settle_failed"} & set(said)
 
 
-async def test_a_link_knows_whether_there_is_a_pooler(
-    pooler_url: str, link: Link, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_link_knows_whether_there_is_a_pooler(pooler_url: str, link: Link) -> None:
     await link.fetch("select 1")
     assert not link.is_pooled
     through = Link(pooler_url, WorkerSettings(), "test")
@@ -181,6 +179,18 @@ async def test_every_statement_of_a_worker_has_its_settings(pooler_url: str) -> 
     ask = "select name, current_setting(name) as value from unnest($1::text[]) as name"
     for _ in range(2 * SESSIONS):
         assert {row["name"]: row["value"] for row in await link.fetch(ask, list(expected))} == expected
+    await link.close()
+
+
+async def test_transactions_are_read_committed_whatever_the_database_prefers(
+    pooler_url: str, db: asyncpg.Connection
+) -> None:
+    name = await db.fetchval("select current_database()")
+    await db.execute(f"alter database \"{name}\" set default_transaction_isolation = 'repeatable read'")
+    link = Link(pooler_url, WorkerSettings(), "test")
+    assert (await link.fetch("show transaction_isolation"))[0][0] == "read committed"
+    async with link.transaction():
+        assert (await link.fetch("show transaction_isolation"))[0][0] == "read committed"
     await link.close()
 
 
