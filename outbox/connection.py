@@ -46,7 +46,7 @@ _SESSION = {
 
 # A pooler tells its clients numbers of its own in place of the server process they talk to. Asked in this way, since
 # whatever returns a row is prepared, and would be left behind in a session that is not ours.
-_IS_DIRECT = "do $$ begin assert pg_backend_pid() = {pid}; end $$"
+_IS_DIRECT = "select 1 / (pg_backend_pid() = {pid})::integer"
 
 # What people write into an address for SQLAlchemy; asyncpg would send it to the server, which knows no such setting.
 _FOR_SQLALCHEMY = ("ssl", "prepared_statement_cache_size", "prepared_statement_name_func")
@@ -125,7 +125,7 @@ class Link:
             return None  # PgBouncer takes no settings
         try:
             await connection.execute(_IS_DIRECT.format(pid=connection.get_server_pid()))
-        except asyncpg.AssertError:
+        except asyncpg.DivisionByZeroError:
             await connection.close(timeout=self._timeout)
             return None
         except BaseException:
@@ -161,16 +161,29 @@ class Link:
             if is_lost(exc):
                 self.drop()
             else:
-                await connection.execute("rollback")
+                await self._roll_back(connection)
             raise
         except BaseException:
+            self.drop()
+            raise
+
+    async def _roll_back(self, connection: asyncpg.Connection) -> None:
+        try:
+            await connection.execute("rollback")
+        except BaseException:  # nobody knows in the middle of what it is now
             self.drop()
             raise
 
     def _begin(self) -> str:
         if not self.is_pooled:
             return "begin"
-        return ";".join(["begin", *(f"set local {name} = '{value}'" for name, value in self._session.items())])
+        # The default isolation is that of the transactions to come: this one has begun.
+        return ";".join(
+            [
+                "begin isolation level read committed",
+                *(f"set local {name} = '{value}'" for name, value in self._session.items()),
+            ]
+        )
 
     async def fetch(self, statement: str, *args: Any) -> list[asyncpg.Record]:
         """Run one statement, in a transaction of its own unless one is open."""

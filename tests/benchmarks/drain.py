@@ -1,5 +1,7 @@
 """How fast waiting jobs are worked off."""
 
+import asyncpg
+
 from tests import pooler
 from tests.benchmarks import bench
 from tests.benchmarks.bench import Cost
@@ -23,9 +25,8 @@ async def plain(server: str, jobs: int, *, workers: int = 1) -> tuple[float, Cos
         async with bench.workers(url, "default:100", workers):
             await bench.until_empty(client)
         cost = await Cost.now(client) - before
-        speed, done = await bench.jobs_per_second(client)
+        speed = await _speed(client, "noop", jobs)
         await client.close()
-    _all(done, jobs)
     return speed, cost
 
 
@@ -34,12 +35,7 @@ async def threads(server: str, jobs: int) -> float:
     async with bench.database(server) as url:
         client = await bench.connect(url)
         await bench.fill(client, jobs, "in_thread", "threads")
-        async with bench.workers(url, "threads:20"):
-            await bench.until_empty(client, "threads")
-        speed, done = await bench.jobs_per_second(client, "in_thread")
-        await client.close()
-    _all(done, jobs)
-    return speed
+        return await _worked_off(url, client, "threads:20", "in_thread", jobs)
 
 
 async def transactional(server: str, jobs: int) -> float:
@@ -51,12 +47,10 @@ async def transactional(server: str, jobs: int) -> float:
             "insert into account select generate_series(0, 999)"
         )
         await bench.fill(client, jobs, "credit", "accounts")
-        async with bench.workers(url, "accounts:20"):
-            await bench.until_empty(client, "accounts")
-        speed, done = await bench.jobs_per_second(client, "credit")
+        speed = await _worked_off(url, client, "accounts:20", "credit", jobs)
+        client = await bench.connect(url)
         assert await client.fetchval("select sum(balance) from account") == jobs
         await client.close()
-    _all(done, jobs)
     return speed
 
 
@@ -65,12 +59,7 @@ async def limited(server: str, jobs: int) -> float:
     async with bench.database(server) as url:
         client = await bench.connect(url)
         await client.execute(_LIMITED, jobs)
-        async with bench.workers(url, "limited:100"):
-            await bench.until_empty(client, "limited")
-        speed, done = await bench.jobs_per_second(client, "limited")
-        await client.close()
-    _all(done, jobs)
-    return speed
+        return await _worked_off(url, client, "limited:100", "limited", jobs)
 
 
 async def groups(server: str, jobs: int) -> float:
@@ -78,12 +67,7 @@ async def groups(server: str, jobs: int) -> float:
     async with bench.database(server) as url:
         client = await bench.connect(url)
         await client.execute(_GROUPED, jobs)
-        async with bench.workers(url, "default:100"):
-            await bench.until_empty(client)
-        speed, done = await bench.jobs_per_second(client)
-        await client.close()
-    _all(done, jobs)
-    return speed
+        return await _worked_off(url, client, "default:100", "noop", jobs)
 
 
 async def pooled(server: str, jobs: int) -> float:
@@ -92,14 +76,20 @@ async def pooled(server: str, jobs: int) -> float:
         client = await bench.connect(url)
         await bench.fill(client, jobs)
         with pooler.pooled(url) as through:
-            async with bench.workers(through, "default:100"):
-                await bench.until_empty(client)
-        speed, done = await bench.jobs_per_second(client)
-        await client.close()
-    _all(done, jobs)
+            return await _worked_off(through, client, "default:100", "noop", jobs)
+
+
+async def _worked_off(url: str, client: asyncpg.Connection, queue: str, task: str, jobs: int) -> float:
+    """Jobs per second of one worker, which begins with all of them there. Closes the connection."""
+    async with bench.workers(url, queue):
+        await bench.until_empty(client, queue.partition(":")[0])
+    speed = await _speed(client, task, jobs)
+    await client.close()
     return speed
 
 
-def _all(done: int, jobs: int) -> None:
+async def _speed(client: asyncpg.Connection, task: str, jobs: int) -> float:
+    speed, done = await bench.jobs_per_second(client, task)
     if done != jobs:
         raise RuntimeError(f"{done:,} of {jobs:,} jobs have a result")
+    return speed

@@ -35,7 +35,7 @@ async def under_load(server: str, seconds: float, rate: int = 2000) -> tuple[flo
         engine = create_async_engine(url)
         async with bench.workers(url, "default:100", 1, "-q", "latency:10"), Notifier(engine):
             coming = asyncio.create_task(load(engine, rate))
-            await asyncio.sleep(2)
+            await asyncio.sleep(2)  # until the load is steady
             jobs = int(seconds * 20)
             committed = await _enqueue(engine, jobs, 0.05)
             coming.cancel()

@@ -1,5 +1,6 @@
 """kill -9 of workers in the middle of batches whose jobs come after one another: all is counted, once."""
 
+import asyncio
 import os
 import random
 
@@ -46,17 +47,27 @@ async def test_flows_come_to_their_ends_while_workers_are_killed(
 ) -> None:
     choice = random.Random(seed)
     batches: list[Batch] = []
+    enough = asyncio.Event()
+
+    async def feed() -> None:
+        # All the time: else the others might work everything off before the victim has anything.
+        while not enough.is_set():
+            if await database.value("select count(*) from outbox.live_job") < 3 * SIZE:
+                batches.append(flow(choice))
+                async with AsyncSession(database.engine) as session, session.begin():
+                    batches[-1].enqueue(session)
+            await asyncio.sleep(0.02)
+
+    feeding = asyncio.create_task(feed())
     for _ in range(3):
         crew.start()
     for _ in range(KILLS):
-        while await database.value("select count(*) from outbox.live_job") < 3 * SIZE:
-            batches.append(flow(choice))
-            async with AsyncSession(database.engine) as session, session.begin():
-                batches[-1].enqueue(session)
-        victim = choice.choice(crew.alive)
+        victim = random.Random(seed + len(crew.all)).choice(crew.alive)
         await crew.in_the_middle(victim)
         victim.kill()
         crew.start()
+    enough.set()
+    await feeding
     await database.comes_to_rest()
 
     history = await database.history()

@@ -1,14 +1,18 @@
 """Partitions are made ahead and dropped by age, without ever standing in a settle's way."""
 
+import logging
+
 import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from outbox import State, claim, maintenance
+from outbox import Outbox, State, claim, heartbeat, maintenance
 from outbox.connection import Link
 from outbox.outcome import Finished
 from tests import factories
+from tests.database.workers import working
 from tests.factories import ago, held, plant
+from tests.waiting import eventually, until
 
 DAY = 86_400.0
 
@@ -101,6 +105,29 @@ async def test_nobody_waits_for_a_table_that_is_in_use(engine: AsyncEngine, db: 
         assert -20 in await days(db)
     assert await maintenance.keep_partitions(link, 14)
     assert await days(db) == [0, 1, 2, 3]
+
+
+async def test_a_worker_tries_a_partition_that_was_in_use_again_soon(
+    database_url: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "PARTITION_BUSY", 0.1)
+    outbox = Outbox()
+
+    @outbox.task()
+    async def noop() -> None: ...
+
+    assert await add(db, -20)
+    caplog.set_level(logging.DEBUG, "outbox")
+    async with working(outbox, database_url):
+        async with db.transaction():
+            await db.execute("select from outbox.finished_job for update")
+            await until(lambda: "partition_busy" in caplog.text)
+            assert -20 in await days(db)
+
+        async def dropped() -> bool:
+            return -20 not in await days(db)
+
+        await eventually(dropped)
 
 
 async def drop_all_but(db: asyncpg.Connection, day: int) -> None:

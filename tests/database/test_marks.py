@@ -94,7 +94,7 @@ async def test_one_that_was_prepared_is_found_however_late_it_commits(
     sessions: Sessions, link: Link, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if int(await db.fetchval("select current_setting('max_prepared_transactions')")) == 0:
-        pytest.skip("this server has no prepared transactions")
+        pytest.skip("this server has no prepared transactions")  # somebody else's, named by OUTBOX_TEST_DATABASE
     monkeypatch.setattr(marks, "PATIENCE", timedelta(0))
     mine = Marks()
     await take(link, mine)
@@ -129,7 +129,7 @@ async def test_two_workers_with_different_views_leave_nothing(
 
     everybody = [asyncio.create_task(enqueue_some(0.01 * n)) for n in range(8)]
     everybody += [asyncio.create_task(claim_some(n)) for n in range(2)]
-    await asyncio.sleep(2)
+    await asyncio.sleep(2)  # for so long they may get in each other's way; a longer time would find no less
     going = False
     await asyncio.gather(*everybody)
     for n in range(2):

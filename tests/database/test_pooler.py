@@ -22,7 +22,7 @@ from tests.database.test_plans import STATEMENTS, generic_plan, nodes
 from tests.database.workers import drained, working
 from tests.factories import plant_many, read
 from tests.pooler import PROGRAM, pooled
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 SESSIONS = 3
 
@@ -127,9 +127,7 @@ async def test_a_worker_runs_every_kind_of_job(
     assert not {"database_lost", "lease_lost", "settle_failed"} & set(said)
 
 
-async def test_a_link_knows_whether_there_is_a_pooler(
-    pooler_url: str, link: Link, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_link_knows_whether_there_is_a_pooler(pooler_url: str, link: Link) -> None:
     await link.fetch("select 1")
     assert not link.is_pooled
     through = Link(pooler_url, WorkerSettings(), "test")
@@ -184,6 +182,18 @@ async def test_every_statement_of_a_worker_has_its_settings(pooler_url: str) -> 
     await link.close()
 
 
+async def test_transactions_are_read_committed_whatever_the_database_prefers(
+    pooler_url: str, db: asyncpg.Connection
+) -> None:
+    name = await db.fetchval("select current_database()")
+    await db.execute(f"alter database \"{name}\" set default_transaction_isolation = 'repeatable read'")
+    link = Link(pooler_url, WorkerSettings(), "test")
+    assert (await link.fetch("show transaction_isolation"))[0][0] == "read committed"
+    async with link.transaction():
+        assert (await link.fetch("show transaction_isolation"))[0][0] == "read committed"
+    await link.close()
+
+
 async def test_a_failed_statement_leaves_its_session_and_the_link_as_they_were(pooler_url: str) -> None:
     link = Link(pooler_url, WorkerSettings(), "test")
     for _ in range(2 * SESSIONS):
@@ -220,35 +230,29 @@ async def test_what_a_worker_runs_never_reads_the_whole_table(
 ) -> None:
     await db.execute("alter table outbox.live_job set (autovacuum_enabled = off)")
     await db.execute("vacuum analyze outbox.live_job")
+    scans = "select seq_scan from pg_stat_user_tables where relid = 'outbox.live_job'::regclass"
+    before = await db.fetchval(scans)
     outbox = Outbox()
 
     @outbox.task()
-    async def noop(n: int = 0) -> int:
+    async def noop(n: int) -> int:
         return n
 
     await plant_many(engine, 5000)
-    async with working(outbox, pooler_url):
-        await drained(engine)
-    await db.execute("select pg_stat_force_next_flush()")
-
-    async def scans() -> int:
-        return int(
-            await db.fetchval("select seq_scan from pg_stat_user_tables where relid = 'outbox.live_job'::regclass")
-        )
-
-    before = await scans()
-    await plant_many(engine, 5000)
     async with working(outbox, pooler_url, queues={"default": 100}):
-        await asyncio.sleep(0)
-        await _finished(db, 10_000)
-    assert await scans() == before
 
+        async def done() -> bool:
+            # Not by a count of live jobs, which would read the whole table itself.
+            return bool(await db.fetchval("select count(*) = 5000 from outbox.finished_job"))
 
-async def _finished(db: asyncpg.Connection, count: int) -> None:
-    done = 0
-    while done < count:
-        done = await db.fetchval("select count(*) from outbox.finished_job")
-        await asyncio.sleep(0.02)
+        await eventually(done)
+
+    async def told() -> bool:
+        # A session tells what it has read a second later. Each job is settled over the primary key.
+        return bool(await db.fetchval(scans.replace("seq_scan", "idx_scan >= 5000")))
+
+    await eventually(told)
+    assert await db.fetchval(scans) == before
 
 
 async def test_hints_go_through_to_workers_that_are_connected_directly(
