@@ -39,23 +39,25 @@ class Tally:
     """The counts of one worker since they were last taken."""
 
     def __init__(self) -> None:
-        self._counts: dict[Key, Counts] = {}
+        # One flat dict by queue, task, outcome and both buckets: half the price of counting into lists at once.
+        self._noted: dict[tuple[str, str, str, int, int], int] = {}
 
     def note(self, queue: str, task: str, outcome: Outcome, waited: float, ran: float) -> None:
         """Count an attempt that has ended; times are in seconds. One that was only handed back is none."""
         name = _name(outcome)
-        if name is None:
-            return
-        counts = self._counts.get((queue, task, name))
-        if counts is None:
-            counts = self._counts[queue, task, name] = Counts()
-        counts.count += 1
-        counts.waits[bisect_left(BOUNDS, waited)] += 1
-        counts.runs[bisect_left(BOUNDS, ran)] += 1
+        if name is not None:
+            key = (queue, task, name, bisect_left(BOUNDS, waited), bisect_left(BOUNDS, ran))
+            self._noted[key] = self._noted.get(key, 0) + 1
 
     def take(self) -> dict[Key, Counts]:
         """What has been counted; counting begins anew."""
-        taken, self._counts = self._counts, {}
+        noted, self._noted = self._noted, {}
+        taken: dict[Key, Counts] = {}
+        for (queue, task, name, wait, run), count in noted.items():
+            counts = taken.setdefault((queue, task, name), Counts())
+            counts.count += count
+            counts.waits[wait] += count
+            counts.runs[run] += count
         return taken
 
 
