@@ -31,6 +31,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     for area in (signups, orders, reports, imports, mailings, payments, status):
         app.include_router(area.router, prefix="/v1")
+    app.include_router(status.dashboard)
     return app
 
 

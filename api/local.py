@@ -160,7 +160,7 @@ async def _start_all(crew: Crew, port: int, mail: int, web: int) -> None:
     async with httpx2.AsyncClient(base_url=base, trust_env=False) as client:
         await until_ready(client)
     say(f"API         {base}/docs")
-    say(f"jobs        {base}/v1/jobs")
+    say(f"dashboard   {base}/outbox")
     say(f"mails       http://{HOST}:{web}/ (files in {shown(MAILS)})")
 
 

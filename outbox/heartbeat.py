@@ -41,6 +41,9 @@ FIRE = 5.0
 COUNT = 5.0
 """Seconds between two times that what was counted is written."""
 
+RECORD = 60.0
+"""Seconds between two times that it is written down how queues stand, by one of all workers."""
+
 FAREWELL = 2.0
 """Seconds that a stopping worker gives its heartbeat to say goodbye."""
 
@@ -147,6 +150,7 @@ class Heartbeat:
             _Duty(FIRE, self._fire, now),
             _Duty(beat, self._appear, now),
             _Duty(COUNT, self._count, now + COUNT * random.random()),
+            _Duty(RECORD, self._record, now + RECORD * random.random()),
         ]
         while not self._stopped.is_set():
             now = time.monotonic()
@@ -222,6 +226,9 @@ class Heartbeat:
         while self.counted:
             await statistic.write(self._link, self.counted[0])
             self.counted.popleft()
+
+    async def _record(self) -> None:
+        await statistic.record(self._link)
 
     async def _mend_groups(self) -> None:
         await maintenance.mend_groups(self._link)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Literal, get_args
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -18,6 +19,7 @@ from outbox import enqueue, payload
 from outbox.backoff import seconds
 from outbox.cron import Cron
 from outbox.errors import ScheduleNotFound
+from outbox.job import State
 from outbox.newjob import MAX_NAME, NewJob, Options, is_name
 
 CatchUp = Literal["skip", "latest", "all"]
@@ -89,11 +91,40 @@ class Scheduled:
         return list(islice(Cron(self.cron, self.tz).after(self.next_at - timedelta(microseconds=1)), count))
 
 
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A schedule has fired.
+
+    :ivar nominal: the moment that its expression names.
+    :ivar fired_at: when it really was.
+    :ivar state: how its job stands; None if it has been deleted since.
+    """
+
+    schedule: str
+    nominal: datetime
+    fired_at: datetime
+    job_id: UUID
+    state: State | None
+
+
 _COLUMNS = "name, expression, tz, catch_up, jitter, task, payload::text, queue, declared, paused_at, next_at, last_at"
 _NOW = text("select clock_timestamp()")
 _GET = text(f"select {_COLUMNS} from outbox.schedule where name = :name")
 _LOCK = text(f"select {_COLUMNS} from outbox.schedule where name = :name for update")
 _ALL = text(f"select {_COLUMNS} from outbox.schedule order by name")
+_HISTORY = text(
+    """
+    select schedule.name as schedule, tick.nominal, tick.fired_at, tick.job_id, job.state
+    from outbox.schedule
+    cross join lateral (
+        select nominal, fired_at, job_id from outbox.tick
+        where tick.schedule = schedule.name order by nominal desc limit :each
+    ) tick
+    left join lateral (select state from outbox.job where job.id = tick.job_id) job on true
+    where cast(:name as text) is null or schedule.name = :name
+    order by schedule.name, tick.nominal
+    """
+)
 _DELETE = text("delete from outbox.schedule where name = :name returning name")
 _PAUSE = text(
     "update outbox.schedule set paused_at = coalesce(paused_at, clock_timestamp()) where name = :name returning name"
@@ -194,6 +225,15 @@ async def get(connection: AsyncSession | AsyncConnection, name: str) -> Schedule
 async def all_of_them(connection: AsyncSession | AsyncConnection) -> list[Scheduled]:
     """All schedules, by name."""
     return [_scheduled(row) for row in (await connection.execute(_ALL)).mappings()]
+
+
+async def history(connection: AsyncSession | AsyncConnection, *, name: str | None = None, each: int = 20) -> list[Tick]:
+    """The latest ticks of one schedule, or of all, by name, the oldest first.
+
+    :param each: how many of each at most.
+    """
+    rows = (await connection.execute(_HISTORY, {"name": name, "each": each})).mappings()
+    return [Tick(**dict(row) | {"state": row["state"] and State(row["state"])}) for row in rows]
 
 
 def next_after(schedule: Schedule, now: datetime) -> datetime | None:

@@ -1,7 +1,7 @@
-"""What workers have done, by minute and by hour: throughput, and how long jobs waited and ran.
+"""What workers have done, by minute and by hour: throughput, and how long jobs waited and ran. And how queues stood.
 
 Nothing is counted when somebody asks: workers write what they have counted (see ``tally``) every few seconds into one
-row for each minute, task and outcome, and the same for the hour.
+row for each minute, task and outcome, and the same for ten minutes and for the hour.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from outbox.connection import Link
 from outbox.tally import BOUNDS, Counts, Key
 
-Span = Literal["minute", "hour"]
-_SECONDS: Mapping[Span, int] = {"minute": 60, "hour": 3600}
+Span = Literal["minute", "ten minutes", "hour"]
+_SECONDS: Mapping[Span, int] = {"minute": 60, "ten minutes": 600, "hour": 3600}
+
+MOST_RECORDED = 100_000
+"""Jobs at most that are counted in a queue, once a minute."""
 
 _WRITE = """
 insert into outbox.statistic as known (seconds, starts_at, queue, task, outcome, count, waits, runs)
@@ -24,7 +27,7 @@ select span.seconds, date_bin(make_interval(secs => span.seconds), clock_timesta
        count, waits::integer[], runs::integer[]
 from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::text[])
     as tally (queue, task, outcome, count, waits, runs)
-cross join (values (60), (3600)) as span (seconds)
+cross join (values (60), (600), (3600)) as span (seconds)
 order by span.seconds, queue, task, outcome
 on conflict (seconds, starts_at, queue, task, outcome) do update set
     count = known.count + excluded.count, waits = outbox.add_counts(known.waits, excluded.waits),
@@ -44,8 +47,35 @@ _READ = text(
 
 _PRUNE = """
 delete from outbox.statistic
-where (seconds = 60 and starts_at < now() - interval '3 days') or starts_at < now() - interval '100 days'
+where (seconds = 60 and starts_at < now() - interval '1 day')
+   or (seconds = 600 and starts_at < now() - interval '7 days') or starts_at < now() - interval '100 days'
 """
+
+# One worker writes the minute, whichever is the first.
+_IS_RECORDED = "select from outbox.backlog where at = date_bin('1 minute', clock_timestamp(), 'epoch') limit 1"
+_RECORD = """
+insert into outbox.backlog (at, queue, ready, scheduled, running, waited)
+select date_bin('1 minute', clock_timestamp(), 'epoch'), name, state.ready, state.scheduled, coalesce(running.count, 0),
+       coalesce(extract(epoch from clock_timestamp() - state.oldest)::double precision, 0)
+from (
+    select outbox.waiting_queues() as name
+    union select queue from outbox.live_job where lease_until is not null
+    union select queue from outbox.backlog where at > now() - interval '3 minutes' and ready + scheduled + running > 0
+) known
+cross join lateral outbox.queue_state(known.name, $1) as state
+left join (
+    select queue as name, count(*)::integer as count from outbox.live_job where lease_until is not null group by queue
+) running using (name)
+on conflict (at, queue) do nothing
+"""
+_BACKLOG = text(
+    """
+    select date_bin(make_interval(secs => :step), at, 'epoch') as at, queue, max(ready) as ready,
+           max(running) as running, max(waited) as waited
+    from outbox.backlog where at >= :since and at < :until group by 1, 2 order by 1, 2
+    """
+)
+_PRUNE_BACKLOG = "delete from outbox.backlog where at < now() - interval '8 days'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +109,16 @@ async def write(link: Link, counted: Mapping[Key, Counts]) -> None:
     )
 
 
+async def record(link: Link) -> None:
+    """Write down how queues stand this minute, unless another worker has."""
+    if not await link.fetch(_IS_RECORDED):
+        await link.fetch(_RECORD, MOST_RECORDED)
+
+
 async def prune(link: Link) -> None:
-    """Forget minutes after three days, and hours after a hundred."""
+    """Forget minutes after a day, ten minutes after a week, hours after a hundred days, and backlogs after a week."""
     await link.fetch(_PRUNE)
+    await link.fetch(_PRUNE_BACKLOG)
 
 
 async def read(
@@ -96,7 +133,7 @@ async def read(
 ) -> list[Point]:
     """What was done in a time, the oldest first.
 
-    :param span: whether minutes are read, kept for three days, or hours, kept for a hundred.
+    :param span: whether minutes are read, kept for a day, ten minutes, kept for a week, or hours, for a hundred days.
     :param step: seconds that each point covers; as the span unless given.
     """
     values = {
@@ -111,6 +148,33 @@ async def read(
         Point(row.starts_at, row.queue, row.task, row.outcome, row.attempts, _sum(row.waits), _sum(row.runs))
         for row in await connection.execute(_READ, values)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How a queue stood at worst in a span of time.
+
+    :ivar ready: jobs that were due and waited; 100,000 may have been more.
+    :ivar running: jobs that workers had claimed.
+    :ivar waited: seconds for which the oldest had waited.
+    """
+
+    at: datetime
+    queue: str
+    ready: int
+    running: int
+    waited: float
+
+
+async def backlog(
+    connection: AsyncSession | AsyncConnection, since: datetime, until: datetime, *, step: int = 60
+) -> list[Backlog]:
+    """How queues stood in a time, the oldest first.
+
+    :param step: seconds that each answer covers.
+    """
+    values = {"step": step, "since": since, "until": until}
+    return [Backlog(*row) for row in await connection.execute(_BACKLOG, values)]
 
 
 def quantile(counts: Sequence[int], share: float) -> float | None:

@@ -73,7 +73,7 @@ def requires(access: Access, scope: Scope, *, of_all: bool = False) -> Callable[
 
     def check(request: Request, who: Annotated[Principal, Depends(access)]) -> Principal:
         if request.method not in _SAFE and "authorization" not in request.headers:
-            _refuse_other_sites(request)
+            refuse_other_sites(request)
         if not who.may(scope):
             raise HTTPException(403, f"This needs the scope {scope}.")
         if of_all and who.tenant is not None:
@@ -84,7 +84,7 @@ def requires(access: Access, scope: Scope, *, of_all: bool = False) -> Callable[
     return check
 
 
-def _refuse_other_sites(request: Request) -> None:
+def refuse_other_sites(request: Request) -> None:
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         foreign = site not in ("same-origin", "none")
@@ -118,26 +118,19 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def api_keys(sessions: async_sessionmaker[AsyncSession]) -> Access:
+def api_keys(sessions: async_sessionmaker[AsyncSession]) -> "KeyAccess":
     """Access by keys that are in the database (see ``outbox.keys``), sent as ``Authorization: Bearer obx_...``.
 
     A browser sends the one that somebody has logged in with as a cookie.
     """
-    door = _Door(sessions)
-    header = HTTPBearer(auto_error=False, scheme_name="key", description="A key, as `outbox keys create` shows it.")
-    cookie = APIKeyCookie(name=COOKIE, auto_error=False, scheme_name="login", description="The same, of a browser.")
-
-    async def access(
-        request: Request,
-        sent: Annotated[HTTPAuthorizationCredentials | None, Depends(header)],
-        kept: Annotated[str | None, Depends(cookie)],
-    ) -> Principal:
-        return await door.open(request, sent.credentials if sent is not None else kept)
-
-    return access
+    return KeyAccess(sessions)
 
 
-class _Door:
+_HEADER = HTTPBearer(auto_error=False, scheme_name="key", description="A key, as `outbox keys create` shows it.")
+_COOKIE = APIKeyCookie(name=COOKIE, auto_error=False, scheme_name="login", description="The same, of a browser.")
+
+
+class KeyAccess:
     """Knows keys, for a moment without asking, and those who try too many."""
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
@@ -145,7 +138,23 @@ class _Door:
         self._known: dict[bytes, tuple[float, Principal]] = {}
         self._failures: dict[str, list[float]] = {}
 
+    async def __call__(
+        self,
+        request: Request,
+        sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_HEADER)],
+        kept: Annotated[str | None, Depends(_COOKIE)],
+    ) -> Principal:
+        """Who asks, by the key that they have sent.
+
+        :raises HTTPException: 401 if it is none, 429 if there were too many that were none.
+        """
+        return await self.open(request, sent.credentials if sent is not None else kept)
+
     async def open(self, request: Request, key: str | None) -> Principal:
+        """Who has this key.
+
+        :raises HTTPException: 401 if nobody has, 429 if there were too many of these.
+        """
         if key is None:
             raise _unknown("Send a key: Authorization: Bearer obx_...")
         digest, now = sha256(key.encode(errors="replace")).digest(), time.monotonic()

@@ -17,6 +17,7 @@ from outbox.fastapi.access import Access, Principal, local_only, requires
 from outbox.fastapi.unit_of_work import session_dependency
 from outbox.job import Job
 from outbox.keys import Scope
+from outbox.pulse import Pulse
 from outbox.registry import Outbox
 from outbox.watch import Watch
 
@@ -30,6 +31,7 @@ class Api:
     :ivar reader: what a parameter depends on that is whoever asks, and may read; the others likewise.
     :ivar overseer: one who may read what is about the jobs of all tenants; a ``manager`` may change it.
     :ivar watch: tells those who wait for jobs.
+    :ivar pulse: tells those who look at everything.
     """
 
     def __init__(self, outbox: Outbox, sessions: async_sessionmaker[AsyncSession], access: Access) -> None:
@@ -37,6 +39,7 @@ class Api:
         self.sessions = sessions
         self.access = access
         self.watch = Watch(sessions)
+        self.pulse = Pulse(sessions)
         self.get_session = session_dependency(sessions)
         self.session: Any = Depends(self.get_session, scope="function")
         self.enqueuer: Any = Depends(requires(access, Scope.ENQUEUE))
@@ -52,10 +55,15 @@ class Api:
         if self.access is local_only:
             events.emit(events.WARNING, "api_local_only")
         self.watch.open()
+        self.pulse.open()
         loop = asyncio.get_running_loop()
-        with _on_signal(lambda: loop.call_soon_threadsafe(self.watch.close)):
+        with _on_signal(lambda: loop.call_soon_threadsafe(self._close)):
             yield
+        self._close()
+
+    def _close(self) -> None:
         self.watch.close()
+        self.pulse.close()
 
 
 @contextmanager

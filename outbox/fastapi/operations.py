@@ -1,6 +1,7 @@
 """What a person may do to jobs over HTTP: to one, to many by their ids, or to all that a filter finds."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Request
@@ -9,14 +10,13 @@ from pydantic import BaseModel, Field, model_validator
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox import audit, control
+from outbox.control import Action, Change
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api, found
 from outbox.fastapi.filters import JobQuery
 from outbox.fastapi.views import JobView, view
 from outbox.job import Job
 from outbox.status import JobFilter
-
-Action = Literal["cancel", "retry", "discard", "run", "priority"]
 
 
 class Priority(BaseModel):
@@ -73,70 +73,99 @@ def area(api: Api) -> APIRouter:
         """
         if action == "priority" and body.priority is None:
             raise _missing_priority()
-        change = await control.change_many(
+        change = await change_many(
             session,
+            who,
             action,
             body.which(who),
+            {"ids": len(body.ids)} if body.ids is not None else {"filter": _said(body)},
             limit=body.limit,
             dry_run=body.dry_run,
             priority=body.priority,
-            tenant=who.tenant,
         )
-        if change.changed and not body.dry_run:
-            what = {"ids": len(body.ids)} if body.ids is not None else {"filter": _said(body)}
-            await audit.write(session, who.name, action, "jobs", tenant=who.tenant, changed=change.changed, **what)
         more = body.filter is not None and change.matched >= body.limit
         return Changed(matched=change.matched, changed=change.changed, more=more, dry_run=body.dry_run)
 
     @router.post("/{job_id}/cancel", operation_id="jobs_cancel", responses=responses_of(404, 409, 422))
     async def cancel_job(request: Request, session: Session, who: Operator, job_id: UUID) -> JobView:
         """Cancel a job: at once if it waits; if it runs, its worker is asked to. The answer says what happened."""
-        before = await found(session, job_id, who)
-        return await _done(request, session, who, "cancel", before, await control.cancel(session, job_id))
+        return view(request, await change_one(session, who, "cancel", job_id), who)
 
     @router.post("/{job_id}/retry", operation_id="jobs_retry", responses=responses_of(404, 409, 422))
     async def retry_job(request: Request, session: Session, who: Operator, job_id: UUID) -> JobView:
         """Run a failed or cancelled job again, with all its attempts before it."""
-        before = await found(session, job_id, who)
-        return await _done(request, session, who, "retry", before, await control.requeue(session, job_id))
+        return view(request, await change_one(session, who, "retry", job_id), who)
 
     @router.post("/{job_id}/run", operation_id="jobs_run", responses=responses_of(404, 409, 422))
     async def run_job(request: Request, session: Session, who: Operator, job_id: UUID) -> JobView:
         """Have a job that waits for its time run as soon as it can."""
-        before = await found(session, job_id, who)
-        return await _done(request, session, who, "run", before, await control.run_now(session, job_id))
+        return view(request, await change_one(session, who, "run", job_id), who)
 
     @router.patch("/{job_id}", operation_id="jobs_change", responses=responses_of(404, 409, 422))
     async def change_job(request: Request, session: Session, who: Operator, job_id: UUID, body: Priority) -> JobView:
         """Give a job that waits another priority."""
-        before = await found(session, job_id, who)
-        now = await control.set_priority(session, job_id, body.priority)
-        return await _done(request, session, who, "priority", before, now)
+        return view(request, await change_one(session, who, "priority", job_id, priority=body.priority), who)
 
     @router.delete("/{job_id}", status_code=204, operation_id="jobs_discard", responses=responses_of(404, 409, 422))
     async def discard_job(session: Session, who: Operator, job_id: UUID) -> None:
         """Delete a job that has ended, with its result and its errors."""
-        before = await found(session, job_id, who)
-        await control.discard(session, job_id)
-        await audit.write(
-            session, who.name, "discard", f"job {job_id}", tenant=who.tenant, task=before.task, state=before.state
-        )
+        await change_one(session, who, "discard", job_id)
 
     return router
 
 
-async def _done(request: Request, session: AsyncSession, who: Principal, action: str, before: Job, now: Job) -> JobView:
-    await audit.write(
-        session,
-        who.name,
-        action,
-        f"job {now.id}",
-        tenant=who.tenant,
-        task=now.task,
-        before={"state": before.state, "priority": before.priority, "run_at": before.run_at},
-        after={"state": now.state, "priority": now.priority, "run_at": now.run_at},
+async def change_one(
+    session: AsyncSession, who: Principal, action: Action, id: UUID, *, priority: int | None = None
+) -> Job:
+    """Do something to a job and write down who did; the job as it is then, or as it was if it is no more.
+
+    :raises JobNotFound: if there is none, or not for them.
+    :raises IllegalTransition: if its state does not allow it.
+    :raises KeyTaken: if it is to run again, and a live job has its key.
+    """
+    before = await found(session, id, who)
+    match action:
+        case "cancel":
+            now = await control.cancel(session, id)
+        case "retry":
+            now = await control.requeue(session, id)
+        case "run":
+            now = await control.run_now(session, id)
+        case "priority":
+            now = await control.set_priority(session, id, 1 if priority is None else priority)
+        case _:
+            await control.discard(session, id)
+            now = before
+    said = {"before": _state(before)} if action == "discard" else {"before": _state(before), "after": _state(now)}
+    await audit.write(session, who.name, action, f"job {id}", tenant=who.tenant, task=before.task, **said)
+    return now
+
+
+async def change_many(
+    session: AsyncSession,
+    who: Principal,
+    action: Action,
+    which: JobFilter | Sequence[UUID],
+    said: Mapping[str, object],
+    *,
+    limit: int,
+    dry_run: bool = False,
+    priority: int | None = None,
+) -> Change:
+    """Do something to many jobs and write down who did.
+
+    :param said: which these were, for the audit; it holds no arguments.
+    """
+    change = await control.change_many(
+        session, action, which, limit=limit, dry_run=dry_run, priority=priority, tenant=who.tenant
     )
-    return view(request, now, who)
+    if change.changed and not dry_run:
+        await audit.write(session, who.name, action, "jobs", tenant=who.tenant, changed=change.changed, **said)
+    return change
+
+
+def _state(job: Job) -> dict[str, object]:
+    return {"state": job.state, "priority": job.priority, "run_at": job.run_at}
 
 
 def _said(body: Many) -> dict[str, object]:

@@ -63,6 +63,15 @@ def problem_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
+async def as_problem(request: Request, exc: Exception) -> JSONResponse | None:
+    """The answer to an error; None to one that nobody expects."""
+    for kind in type(exc).__mro__:
+        if kind is not Exception and kind in _HANDLERS:
+            answer: JSONResponse = await _HANDLERS[kind](request, exc)
+            return answer
+    return None
+
+
 async def _http_error(request: Request, exc: Any) -> JSONResponse:
     return problem(request, exc.status_code, str(exc.detail), headers=exc.headers)
 

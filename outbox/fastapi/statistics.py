@@ -18,8 +18,8 @@ Window = Literal["1h", "24h", "7d"]
 
 WINDOWS: dict[Window, tuple[timedelta, Span, int]] = {
     "1h": (timedelta(hours=1), "minute", 60),
-    "24h": (timedelta(hours=24), "minute", 900),
-    "7d": (timedelta(days=7), "hour", 3600 * 3),
+    "24h": (timedelta(hours=24), "ten minutes", 600),
+    "7d": (timedelta(days=7), "hour", 3600),
 }
 """How long each is, from what it is read, and how many seconds a point covers."""
 
@@ -48,6 +48,7 @@ class TaskStatistic(BaseModel):
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
+    attempts: list[int] = Field(description="How many ended in each span, as in points.")
     wait_p95: float | None = None
     run_p50: float | None = None
     run_p95: float | None = None
@@ -60,6 +61,7 @@ class Statistics(BaseModel):
     window: Window
     step: int = Field(description="Seconds that each point covers.")
     points: list[PointView] = Field(description="The oldest first; a span in which nothing ended is there too.")
+    total: PointView = Field(description="All of them together.")
     tasks: list[TaskStatistic]
 
 
@@ -101,7 +103,8 @@ async def collect(
         window=window,
         step=step,
         points=[_point(start, points) for start, points in sorted(by_start.items())],
-        tasks=[_of_task(name, on, points) for (name, on), points in sorted(by_task.items())],
+        total=_point(first, read),
+        tasks=[_of_task(name, on, starts, points) for (name, on), points in sorted(by_task.items())],
     )
 
 
@@ -123,8 +126,11 @@ def _point(start: datetime, points: list[Point]) -> PointView:
     )
 
 
-def _of_task(name: str, queue: str, points: list[Point]) -> TaskStatistic:
+def _of_task(name: str, queue: str, starts: list[datetime], points: list[Point]) -> TaskStatistic:
     runs = _runs(points)
+    attempts = dict.fromkeys(starts, 0)
+    for point in points:
+        attempts[point.starts_at.astimezone(UTC)] += point.count
     outcomes = _outcomes(points)
     return TaskStatistic(
         task=name,
@@ -132,6 +138,7 @@ def _of_task(name: str, queue: str, points: list[Point]) -> TaskStatistic:
         succeeded=outcomes.get("succeeded", 0),
         failed=outcomes.get("failed", 0),
         retried=outcomes.get("retried", 0),
+        attempts=list(attempts.values()),
         wait_p95=statistic.quantile(_waits(points), 0.95),
         run_p50=statistic.quantile(runs, 0.5),
         run_p95=statistic.quantile(runs, 0.95),

@@ -40,15 +40,15 @@ UP = (
         waits     integer[] not null,
         runs      integer[] not null,
         primary key (seconds, starts_at, queue, task, outcome),
-        constraint statistic_seconds check (seconds in (60, 3600)),
+        constraint statistic_seconds check (seconds in (60, 600, 3600)),
         constraint statistic_outcome check (outcome in ('succeeded', 'failed', 'cancelled', 'retried', 'snoozed'))
     ) with (fillfactor = 70)
     """,
-    "comment on table outbox.statistic is 'attempts that ended, by minute and by hour, as workers have counted them'",
+    "comment on table outbox.statistic is 'attempts that ended, as counted: by minute, ten minutes, hour'",
     *(
         f"comment on column outbox.statistic.{column} is '{meaning}'"
         for column, meaning in {
-            "seconds": "60 for a minute, 3600 for an hour",
+            "seconds": "60 for a minute, 600 for ten, 3600 for an hour",
             "starts_at": "when that began",
             "queue": "of the jobs",
             "task": "of the jobs",
@@ -66,9 +66,33 @@ UP = (
     $$
     """,
     "comment on function outbox.add_counts(integer[], integer[]) is 'element by element'",
+    """
+    create table outbox.backlog (
+        at        timestamptz not null,
+        queue     text not null,
+        ready     integer not null,
+        scheduled integer not null,
+        running   integer not null,
+        waited    double precision not null,
+        primary key (at, queue)
+    )
+    """,
+    "comment on table outbox.backlog is 'how queues stood, minute by minute, as one of the workers has seen them'",
+    *(
+        f"comment on column outbox.backlog.{column} is '{meaning}'"
+        for column, meaning in {
+            "at": "the minute",
+            "queue": "its name",
+            "ready": "jobs that were due and waited; 100,000 may have been more",
+            "scheduled": "jobs that were not due yet; 100,000 may have been more",
+            "running": "jobs that workers had claimed",
+            "waited": "seconds for which the oldest of those that were due had waited",
+        }.items()
+    ),
 )
 
 DOWN = (
+    "drop table outbox.backlog",
     "drop function outbox.add_counts",
     "drop table outbox.statistic",
     "drop table outbox.worker",
