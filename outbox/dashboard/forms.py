@@ -44,13 +44,14 @@ async def form(request: Request) -> Form:
 
     :raises HTTPException: 413 if it is too large, 415 or 422 if it is none.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
-        raise HTTPException(415, "Send a form.")
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
             raise HTTPException(413, "The form is too large.")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    if body and kind != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "Send a form.")
     try:
         fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=1000, errors="strict")
     except ValueError as exc:

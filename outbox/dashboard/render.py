@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from starlette.routing import NoMatchFound
 
 from outbox import words
 from outbox.dashboard import assets, charts
@@ -125,6 +126,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {
         "number": words.number,
         "span": words.span,
@@ -169,7 +171,11 @@ def _said(request: Request) -> str:
 
 def has_login(request: Request) -> bool:
     """Whether people log in here, rather than by something of the host's."""
-    return any(getattr(route, "name", None) == "outbox_login" for route in request.app.routes)
+    try:
+        request.url_for("outbox_login")
+    except NoMatchFound:
+        return False
+    return True
 
 
 def _line(value: Any) -> str:

@@ -24,29 +24,23 @@
 
     open(address) {
       const source = (live.source = new EventSource(address));
-      let first = true; // that it has begun is no change
-      source.addEventListener("changed", () => {
-        if (!first || live.lost || live.late) live.look();
-        first = false;
-        live.lost = false;
-        live.show();
-      });
+      // The first one comes at once: what has changed between the page and its stream is not missed.
+      source.addEventListener("changed", () => { live.lost = false; live.show(); live.look(); });
       source.addEventListener("beat", () => { live.lost = false; live.show(); });
       source.addEventListener("error", () => { live.lost = true; live.show(); });
     },
 
     // Not while somebody selects or types: what they look at must not move.
-    isBusy: () => Boolean(one("#live input:checked, #live details.more[open]") || one("#live input:focus, #live select:focus") || one("dialog[open]") || String(getSelection())),
+    isBusy: () => Boolean(one("#live input:checked, #live details.more[open]") || one("#live input:not([type=checkbox]):focus, #live select:focus") || one("dialog[open]") || String(getSelection())),
 
     async look() {
-      if (live.busy) return;
-      if (live.isBusy()) { live.late = true; return; }
+      if (live.busy || live.isBusy()) { live.late = true; return; }
       live.busy = true;
       live.late = false;
       try {
         await htmx.ajax("GET", location.pathname + location.search, { target: "#live", select: "#live", swap: "outerMorph" });
       } finally {
-        setTimeout(() => { live.busy = false; }, 1000); // at most once a second
+        setTimeout(() => { live.busy = false; if (live.late) live.look(); }, 1000); // at most once a second
       }
     },
 
@@ -63,11 +57,10 @@
     toggle() {
       live.paused = !live.paused;
       sessionStorage.setItem("outbox-paused", live.paused ? "yes" : "no");
-      live.late = true;
       live.follow();
     },
   };
-  document.addEventListener("visibilitychange", () => { live.late = true; live.follow(); });
+  document.addEventListener("visibilitychange", live.follow);
 
   // --- Charts.
 
@@ -202,7 +195,7 @@
     key(event) {
       const input = event.target;
       const isOpen = !one("#proposals").hidden;
-      if (event.key === "Escape") { isOpen ? proposals.open(input, false) : input.blur(); return; }
+      if (event.key === "Escape") { event.preventDefault(); isOpen ? proposals.open(input, false) : input.blur(); return; }
       if (!isOpen) return;
       if (event.key === "ArrowDown" || event.key === "ArrowUp") { event.preventDefault(); proposals.move(input, event.key === "ArrowDown" ? 1 : -1); }
       if ((event.key === "Enter" || event.key === "Tab") && proposals.at >= 0) { event.preventDefault(); proposals.take(input, all("#proposals li")[proposals.at].dataset.text); }
@@ -256,12 +249,15 @@
   // --- Keys.
 
   let gone = 0; // when g was pressed
+  let row = null; // the one that keys are about, by its address
   const rows = () => all(".rows tbody tr[data-row]");
+  const mark = () => rows().forEach((each) => each.classList.toggle("at", each.dataset.row === row));
   const step = (by) => {
     const list = rows();
-    const at = list.findIndex((row) => row.classList.contains("at"));
+    const at = list.findIndex((each) => each.dataset.row === row);
     const next = list[Math.min(Math.max(at + by, 0), list.length - 1)];
-    list.forEach((row) => row.classList.toggle("at", row === next));
+    row = next?.dataset.row ?? null;
+    mark();
     next?.scrollIntoView({ block: "nearest" });
   };
   const keys = {
@@ -288,6 +284,8 @@
     drawAll();
     live.follow();
     showSelected();
+    mark();
+    one("#key")?.focus();
     all("time[datetime]").forEach((time) => { time.title = new Date(time.dateTime).toLocaleString(); });
     const address = new URL(location.href);
     if (one(".toast") && address.searchParams.has("said")) {
