@@ -262,7 +262,7 @@ async def test_another_tenants_job_is_answered_like_one_that_is_not_there(
             assert answer.text.replace(str(id), "ID") == nothing.text.replace(str(missing), "ID"), operation
     async with engine.connect() as connection:
         states = await connection.execute(text("select state, count(*) from outbox.job group by 1"))
-        assert dict(states.tuples().all()) == {"pending": 2, "running": 1, "failed": 1, "succeeded": 1}
+        assert dict(states.all()) == {"pending": 2, "running": 1, "failed": 1, "succeeded": 1}
 
 
 async def test_lists_and_bulk_actions_see_ones_own_only(
