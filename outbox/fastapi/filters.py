@@ -9,9 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 
 from outbox import status
+from outbox.errors import PayloadInvalid
 from outbox.fastapi.access import Principal
 from outbox.job import State
 from outbox.newjob import MAX_NAME, is_name
+from outbox.payload import refuse
 
 Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 """A name to look for; one that nothing can have is not found."""
@@ -67,10 +69,17 @@ class JobQuery(BaseModel):
             return {}
         try:
             wanted = json.loads(self.arguments)
+            refuse("", wanted)  # what no job can have, the database could not even be asked for
+        except PayloadInvalid as exc:
+            raise _invalid(exc.reason) from exc
         except (ValueError, RecursionError):
             wanted = None
-        if not isinstance(wanted, dict) or "\\u0000" in self.arguments:
-            reason = "must be a JSON object"
-            error = {"type": "value_error", "loc": ("query", "arguments"), "msg": reason, "input": None}
-            raise RequestValidationError([error])
+        if not isinstance(wanted, dict):
+            raise _invalid("must be a JSON object")
         return wanted
+
+
+def _invalid(reason: str) -> RequestValidationError:
+    return RequestValidationError(
+        [{"type": "value_error", "loc": ("query", "arguments"), "msg": reason, "input": None}]
+    )

@@ -14,6 +14,7 @@ from outbox.errors import ScheduleNotFound
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
 from outbox.fastapi.filters import NewName
+from outbox.fastapi.route import GuardedRoute
 from outbox.fastapi.views import JobReference, accepted
 from outbox.registry import Outbox
 from outbox.schedule import CatchUp, Schedule, Scheduled
@@ -60,7 +61,7 @@ class SchedulePage(BaseModel):
 
 def area(api: Api) -> APIRouter:
     """The routes. Schedules are nobody's in particular: a tenant's key does not open them."""
-    router = APIRouter(prefix="/schedules", tags=["schedules"])
+    router = APIRouter(prefix="/schedules", tags=["schedules"], route_class=GuardedRoute)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Reader = Annotated[Principal, api.overseer]  # noqa: N806
     Operator = Annotated[Principal, api.manager]  # noqa: N806
