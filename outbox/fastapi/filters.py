@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Path
+from fastapi import HTTPException, Path
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 
@@ -12,6 +12,7 @@ from outbox import status
 from outbox.errors import PayloadInvalid
 from outbox.fastapi.access import Principal
 from outbox.job import State
+from outbox.keys import Scope
 from outbox.newjob import MAX_NAME, is_name
 from outbox.payload import refuse
 
@@ -43,13 +44,16 @@ class JobQuery(BaseModel):
     batch: UUID | None = None
     tenant: Name | None = None
     arguments: Annotated[str, Field(max_length=2000)] | None = Field(
-        None, description='What the arguments contain, as JSON: `{"order_id": 42}`.'
+        None, description='What the arguments contain, as JSON: `{"order_id": 42}`. Needs the scope read:payload.'
     )
     created_after: AwareDatetime | None = None
     created_before: AwareDatetime | None = None
 
     def filter(self, who: Principal) -> status.JobFilter:
         """The same in the library's words, among the jobs that they may see."""
+        if self.arguments is not None and not who.may(Scope.READ_PAYLOAD):
+            # Whoever may ask whether a job has this argument finds out which one it has.
+            raise HTTPException(403, f"To look for arguments needs the scope {Scope.READ_PAYLOAD}.")
         return status.JobFilter(
             states=self.state,
             queues=self.queue,
