@@ -496,6 +496,26 @@ async def test_a_cookie_of_a_browser_is_no_licence_for_other_sites(
     assert (await client.post(f"/v1/jobs/{id}/cancel", headers=sent)).status_code == 200
 
 
+async def test_another_site_is_told_nothing_and_no_link_does_anything(
+    app: FastAPI, client: httpx2.AsyncClient, sessions: Sessions
+) -> None:
+    headers = await key(sessions, ADMIN)
+    asking = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    actions = {path for _, method, path in routes(app) if method != "GET"}
+    readable = {path for _, method, path in routes(app) if method == "GET"}
+    for path in actions | readable:
+        address = path.format(
+            job_id=new_id(), batch_id=new_id(), worker_id=new_id(), name="x", scope="queue", action="run"
+        )
+        preflight = await client.options(address, headers=headers | asking)
+        assert preflight.status_code == 405, path
+        assert not [name for name in preflight.headers if name.startswith("access-control")], path
+        if path not in readable:
+            link = await client.get(address, headers=headers)
+            # /v1/jobs/batch, as a link, would be a job of that name.
+            assert link.status_code == (422 if path == "/v1/jobs/batch" else 405), path
+
+
 async def test_the_hosts_own_dependency_replaces_all_of_it(
     outbox: Outbox, sessions: Sessions, engine: AsyncEngine
 ) -> None:

@@ -200,12 +200,19 @@ async def test_the_enqueuer_enqueues_by_every_door_and_sees_nothing(
 async def done(batch: BatchSummary) -> None: ...
 
 
-async def test_what_the_enqueuer_may_not_is_an_error_that_says_so(engines: Mapping[str, AsyncEngine]) -> None:
+async def test_replacing_a_job_takes_a_right_more(
+    engines: Mapping[str, AsyncEngine], db: asyncpg.Connection, roles: Mapping[str, str]
+) -> None:
     sessions = sessions_of(engines["enqueuer"])
     async with sessions() as session:
         noop.options(key="k", on_conflict="replace").enqueue(session, 1)
         with pytest.raises(DBAPIError, match="permission denied"):
             await session.flush()
+    await db.execute(f"grant select, update on outbox.live_job to {roles['enqueuer']}")
+    for n in (1, 2):
+        async with sessions.begin() as session:
+            noop.options(key="k", on_conflict="replace").enqueue(session, n)
+    assert await db.fetchval("select payload ->> 'n' from outbox.live_job") == "2"
 
 
 # Who works.
