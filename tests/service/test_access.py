@@ -40,23 +40,23 @@ DOCUMENTATION = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.7", "localhost.example"])
 def test_it_does_not_start_for_other_machines_unless_somebody_says_who_may(host: str) -> None:
     # No database: it gives up before it looks for one.
-    environment = {**os.environ, "DATABASE_URL": "postgresql://127.0.0.1:1/none", "HOST": host}
-    started = subprocess.run(
-        [sys.executable, "-m", "api"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    started = start(DATABASE_URL="postgresql://127.0.0.1:1/none", HOST=host)
     assert started.returncode == 78
     [line] = started.stderr.splitlines()
     assert "OUTBOX_ACCESS=keys" in line
 
 
 def test_it_does_not_start_with_settings_that_make_no_sense_and_does_not_repeat_them() -> None:
-    environment = {**os.environ, "DATABASE_URL": "mysql://me:canary@db/shop", "OUTBOX_ACCESS": "everybody"}
-    started = subprocess.run(
-        [sys.executable, "-m", "api"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    started = start(DATABASE_URL="mysql://me:canary@db/shop", OUTBOX_ACCESS="everybody")
     assert started.returncode == 78
     assert "outbox_access" in started.stderr
     assert "canary" not in started.stderr
+
+
+def start(**settings: str) -> "subprocess.CompletedProcess[str]":
+    """The service in a process that is to end by itself."""
+    command, environment = [sys.executable, "-m", "api", "--port", "0"], {**os.environ, **settings}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_with_keys_it_starts_for_other_machines_and_a_key_opens_it(database_url: str, tmp_path: Path) -> None:
