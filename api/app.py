@@ -1,4 +1,4 @@
-"""The application: ``uvicorn --factory api.app:create_app``. Wires, decides nothing."""
+"""The application, which ``python -m api`` serves. Wires, decides nothing."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,9 +29,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problem_handlers(app)
     app.add_middleware(BodyLimit, default=MAX_BODY, paths={"/v1/imports": imports.MAX_UPLOAD})
     app.include_router(health.router)
-    for area in (signups, orders, reports, imports, mailings, payments, status):
+    for area in (signups, orders, reports, imports, mailings, payments):
         app.include_router(area.router, prefix="/v1")
-    app.include_router(status.dashboard)
+    app.include_router(status.router(), prefix="/v1")
+    app.include_router(status.dashboard())
     return app
 
 

@@ -18,7 +18,10 @@ def engine() -> AsyncEngine:
 @cache
 def _engine(url: str) -> AsyncEngine:
     # The ping costs a fraction of a millisecond and turns a restarted database into one reconnect, not into errors.
-    return create_async_engine(url, pool_pre_ping=True, connect_args={"timeout": 5, "command_timeout": 30})
+    # Parameters are people's data: no error and no log repeats them.
+    return create_async_engine(
+        url, pool_pre_ping=True, hide_parameters=True, connect_args={"timeout": 5, "command_timeout": 30}
+    )
 
 
 class _Sessions(async_sessionmaker[AsyncSession]):

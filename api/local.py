@@ -95,7 +95,7 @@ async def migrate(crew: Crew) -> None:
 async def start_api(crew: Crew, port: int, *, plain: bool = False) -> None:
     """Start the API; it may not take requests yet."""
     await crew.start(
-        *("api", "-m", "uvicorn", "--factory", "api.app:create_app", "--host", HOST, "--port", str(port)),
+        *("api", "-m", "api", "--host", HOST, "--port", str(port)),
         *("--timeout-graceful-shutdown", "3", "--log-level", "info" if plain else "warning"),
         plain=plain,
     )
@@ -178,7 +178,11 @@ async def _order(base: str) -> None:
 async def _follow(client: httpx2.AsyncClient, address: str) -> None:
     failed = 0
     for _ in range(600):
-        job = (await client.get(address)).json()
+        answer = await client.get(address)
+        if answer.status_code == 401:
+            say(f"  ? only who has a key may look (OUTBOX_ACCESS): {address}")
+            return
+        job = answer.json()
         if len(job["errors"]) > failed:
             failed = len(job["errors"])
             say(f"  ! {job['task']} failed, attempt {job['attempt']}: {job['error']['message']}")

@@ -7,7 +7,7 @@ import base64
 import binascii
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import EmailStr, Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -22,6 +22,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(hide_input_in_errors=True, extra="ignore", frozen=True)
 
     database_url: str = Field(repr=False, description="postgresql://user:password@host/database")
+    host: str = Field(default="127.0.0.1", description="address that the API listens at")
+    port: int = Field(default=8000, ge=1, le=65_535)
+    forwarded_allow_ips: str = Field(
+        default="", description="comma-separated addresses of proxies that are believed when they say for whom they ask"
+    )
+    outbox_access: Literal["local", "keys"] = Field(
+        default="local", description="who may ask for jobs and steer them: this machine, or who has a key"
+    )
     outbox_lease: float = Field(
         default=30.0, description="seconds for which a worker's claim is good without a heartbeat"
     )

@@ -1,9 +1,24 @@
 """Ask for jobs, batches and schedules and steer them: the library's API and dashboard, on this service's database."""
 
+from fastapi import APIRouter
+
 from api.database import sessions
 from api.handlers import outbox
+from api.settings import get_settings
 from outbox.dashboard import outbox_dashboard
-from outbox.fastapi import outbox_router
+from outbox.fastapi import Access, api_keys, local_only, outbox_router
 
-router = outbox_router(outbox, sessions, prefix="")
-dashboard = outbox_dashboard(outbox, sessions)
+
+def access() -> Access:
+    """Who may ask: those whom the settings name."""
+    return api_keys(sessions) if get_settings().outbox_access == "keys" else local_only
+
+
+def router() -> APIRouter:
+    """The API."""
+    return outbox_router(outbox, sessions, access=access(), prefix="")
+
+
+def dashboard() -> APIRouter:
+    """The dashboard."""
+    return outbox_dashboard(outbox, sessions, access=access())

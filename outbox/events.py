@@ -33,13 +33,16 @@ from typing import Any
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s %(message)s"
 """How the library's own programs write a line; yours may write it in any way."""
 
+MOST = 1000
+"""Characters of a field that are shown; ``extra`` has all of it."""
+
 log = logging.getLogger("outbox")
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 
 
 def emit(level: int, name: str, /, **fields: Any) -> None:
-    """Report one event. Fields never hold arguments or results of jobs."""
+    """Report one event, in one line whatever its fields hold. They never hold arguments or results of jobs."""
     if log.isEnabledFor(level):
         shown = " ".join(f"{key}={_shown(value)}" for key, value in fields.items())
         log.log(level, "%s %s", name, shown, extra={"event": name, "fields": fields})
@@ -47,5 +50,8 @@ def emit(level: int, name: str, /, **fields: Any) -> None:
 
 def _shown(value: Any) -> str:
     text = str(value)
+    if len(text) > MOST:
+        text = text[:MOST] + "…"
+    # Line ends, escape sequences of terminals and marks that turn the direction of writing are not printable.
     plain = text.isprintable() and not any(character in text for character in ' "=')
     return text if plain else ascii(text)

@@ -19,10 +19,11 @@ where to_regclass('outbox.' || outbox.partition_name(day::date)) is null
 """
 
 _OLD_PARTITIONS = """
-select child.relname as name
+select day
 from pg_inherits join pg_class child on child.oid = inhrelid
+cross join lateral to_date(right(child.relname, 8), 'YYYYMMDD') day
 where inhparent = 'outbox.finished_job'::regclass and child.relname ~ '^finished_job_[0-9]{8}$'
-  and to_date(right(child.relname, 8), 'YYYYMMDD') < (now() at time zone 'UTC')::date - $1::integer
+  and day < (now() at time zone 'UTC')::date - $1::integer
 """
 
 _PRUNE_DEFAULT = """
@@ -123,9 +124,9 @@ async def keep_partitions(link: Link, retention_days: int) -> bool:
     :return: whether all of it could be done.
     """
     days = [row["day"] for row in await link.fetch(_MISSING_DAYS, DAYS_AHEAD)]
-    old = [row["name"] for row in await link.fetch(_OLD_PARTITIONS, retention_days)]
+    old = [row["day"] for row in await link.fetch(_OLD_PARTITIONS, retention_days)]
     created = [await _briefly(link, "select outbox.add_partition($1)", day) for day in days]
-    dropped = [await _briefly(link, f'drop table if exists outbox."{name}"') for name in old]
+    dropped = [await _briefly(link, "select outbox.drop_partition($1)", day) for day in old]
     if any(created + dropped):
         events.emit(events.INFO, "partitions_changed", created=sum(created), dropped=sum(dropped))
     await link.fetch(_PRUNE_DEFAULT, retention_days)

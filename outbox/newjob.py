@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 from uuid import UUID
 
@@ -77,10 +77,7 @@ class Options:
             raise ValueError(f"priority: {self.priority!r}; must be 0 to 3, 3 is claimed first")
         if self.max_attempts is not None and not 1 <= self.max_attempts <= MAX_ATTEMPTS:
             raise ValueError(f"max_attempts: {self.max_attempts}; must be 1 to {MAX_ATTEMPTS}")
-        if self.run_at is not None and self.run_at.tzinfo is None:
-            raise TypeError(f"run_at: {self.run_at} has no time zone; pass an aware datetime")
-        if self.run_at is not None and self.delay:
-            raise ValueError("give delay or run_at, not both")
+        self._check_run_at()
         if isinstance(self.tags, str) or not all(map(is_name, self.tags)):
             raise ValueError(f"tags: must be a sequence of strings of 1 to {MAX_NAME} printable characters")
         seconds(self.delay)
@@ -91,6 +88,18 @@ class Options:
             raise ValueError(f"limit_key: must be 1 to {MAX_NAME} printable characters")
         if self.tenant is not None and not is_name(self.tenant):
             raise ValueError(f"tenant: must be 1 to {MAX_NAME} printable characters")
+
+    def _check_run_at(self) -> None:
+        if self.run_at is None:
+            return
+        if self.run_at.tzinfo is None:
+            raise TypeError(f"run_at: {self.run_at} has no time zone; pass an aware datetime")
+        if self.delay:
+            raise ValueError("give delay or run_at, not both")
+        try:
+            self.run_at.astimezone(UTC)
+        except OverflowError:  # the row could be written, and never be read again
+            raise ValueError(f"run_at: {self.run_at} is not in the years 1 to 9999 in UTC") from None
 
     def _check_group(self) -> None:
         if self.group is None and self.passable:

@@ -109,7 +109,7 @@ FIND_KEYS = """
 select live.id, live.task, live.key
 from unnest(cast(:task as text[]), cast(:key as text[])) as wanted (task, key)
 cross join lateral (
-    select * from outbox.live_job live where live.task = wanted.task and live.key = wanted.key offset 0
+    select id, task, key from outbox.live_job live where live.task = wanted.task and live.key = wanted.key offset 0
 ) live
 """
 

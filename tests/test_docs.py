@@ -43,6 +43,10 @@ def test_the_pages_show_the_example_files_to_the_letter() -> None:
     assert sorted(ROOT / path for path, _ in shown) == EXAMPLES
     for path, code in shown:
         assert (ROOT / path).read_text().partition('"""\n\n')[2] == code, path
+    statements = re.findall(r"<!-- (docs/examples/\w+\.sql) -->\n```sql\n(.*?)```", pages, re.DOTALL)
+    assert sorted(ROOT / path for path, _ in statements) == sorted((ROOT / "docs" / "examples").glob("*.sql"))
+    for path, code in statements:
+        assert (ROOT / path).read_text() == code, path
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)

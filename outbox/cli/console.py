@@ -68,13 +68,18 @@ def ask(database_url: str, question: Callable[[AsyncSession], Awaitable[T]]) -> 
 
 def fail(message: str, status: int = EXIT_CONFIG) -> NoReturn:
     """End the command with a message."""
-    typer.secho(f"outbox: {message}", err=True, fg=typer.colors.RED)
+    typer.secho(f"outbox: {escaped(message)}", err=True, fg=typer.colors.RED)
     raise typer.Exit(status)
 
 
 def show(value: Any) -> None:
     """Print JSON."""
-    typer.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+    typer.echo(escaped(json.dumps(value, default=_plain, ensure_ascii=False, indent=2)))
+
+
+def escaped(text: str) -> str:
+    """Lines that do nothing to a terminal but stand there: what is not printable is written as JSON writes it."""
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:

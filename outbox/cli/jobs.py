@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox import audit, control, status
 from outbox import explain as explaining
-from outbox.cli.console import AsJson, DatabaseUrl, ago, ask, err, fail, out, show, table
+from outbox.cli.console import AsJson, DatabaseUrl, ago, ask, err, escaped, fail, out, show, table
 from outbox.control import Action, Change
 from outbox.errors import JobNotFound
 from outbox.job import Job, State
@@ -93,8 +93,8 @@ def show_job(id: UUID, database_url: DatabaseUrl, as_json: AsJson = False) -> No
     table(("job", str(id)), rows, empty="")
     for error in job.errors:
         out.print(f"\n[bold]attempt {error['attempt']}[/], {error['at']}")
-        out.print(f"{error['type']}: {error['message']}", markup=False, style="red")
-        out.print(error.get("traceback", ""), markup=False, style="dim")
+        out.print(escaped(f"{error['type']}: {error['message']}"), markup=False, style="red")
+        out.print(escaped(error.get("traceback", "")), markup=False, style="dim")
 
 
 @app.command("explain")

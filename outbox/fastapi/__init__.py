@@ -3,7 +3,7 @@
 The only package that knows FastAPI; it needs the extra ``outbox[fastapi]`` and is imported by name.
 """
 
-from outbox.fastapi.access import Principal, api_keys, local_only
+from outbox.fastapi.access import Access, Principal, api_keys, local_only
 from outbox.fastapi.batches import BatchReference, BatchView, accepted_batch
 from outbox.fastapi.idempotency import idempotent_route
 from outbox.fastapi.problems import Problem, problem, problem_handlers, problem_responses
@@ -12,6 +12,7 @@ from outbox.fastapi.unit_of_work import TaskAdder, outbox_tasks, session_depende
 from outbox.fastapi.views import JobPage, JobReference, JobView, Links, accepted
 
 __all__ = [
+    "Access",
     "BatchReference",
     "BatchView",
     "JobPage",

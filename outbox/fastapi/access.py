@@ -99,7 +99,7 @@ def local_only(request: Request) -> Principal:
     client = request.client.host if request.client else ""
     name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     # A page of another site can make a browser here ask under its own name (DNS rebinding); a proxy asks for others.
-    if not _is_local(client) or not _is_local(name) or {"forwarded", "x-forwarded-for"} & set(request.headers):
+    if not is_loopback(client) or not is_loopback(name) or {"forwarded", "x-forwarded-for"} & set(request.headers):
         raise HTTPException(
             401,
             "Nobody has said who may ask, so only this machine itself is answered, under its own name: give "
@@ -109,7 +109,8 @@ def local_only(request: Request) -> Principal:
     return Principal("local", frozenset(Scope))
 
 
-def _is_local(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this name or address can only be this machine itself."""
     if host == "localhost":
         return True
     try:
@@ -195,4 +196,4 @@ def _unknown(detail: str) -> HTTPException:
 
 def responses_of(*codes: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of the error answers of a route that not everybody may call."""
-    return problem_responses(400, 401, 403, 413, 429, *codes)
+    return problem_responses(400, 401, 403, 413, 429, 503, *codes)

@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from outbox import events, status
 from outbox.errors import JobNotFound
 from outbox.fastapi.access import Access, Principal, local_only, requires
-from outbox.fastapi.unit_of_work import session_dependency
+from outbox.fastapi.unit_of_work import GetSession
 from outbox.job import Job
 from outbox.keys import Scope
 from outbox.pulse import Pulse
@@ -22,6 +23,11 @@ from outbox.registry import Outbox
 from outbox.watch import Watch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+PATIENCE = 5.0
+"""Seconds that a statement may take which only reads. What changes many jobs may take its time."""
+
+_BE_PATIENT = text("select set_config('statement_timeout', :milliseconds, true)")
 
 
 class Api:
@@ -40,7 +46,7 @@ class Api:
         self.access = access
         self.watch = Watch(sessions)
         self.pulse = Pulse(sessions)
-        self.get_session = session_dependency(sessions)
+        self.get_session = _bounded(sessions)
         self.session: Any = Depends(self.get_session, scope="function")
         self.enqueuer: Any = Depends(requires(access, Scope.ENQUEUE))
         self.reader: Any = Depends(requires(access, Scope.READ))
@@ -64,6 +70,19 @@ class Api:
     def _close(self) -> None:
         self.watch.close()
         self.pulse.close()
+
+
+def _bounded(sessions: async_sessionmaker[AsyncSession]) -> GetSession:
+    """As ``session_dependency``, but that whoever reads cannot keep the database busy for long."""
+
+    async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
+        async with sessions() as session, session.begin():
+            if request.method == "GET":
+                # For this transaction only: a connection may be a pooler's.
+                await session.execute(_BE_PATIENT, {"milliseconds": str(int(PATIENCE * 1000))})
+            yield session
+
+    return get_session
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from outbox.batch import Batch, BatchState
 from outbox.errors import BatchNotFound
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
+from outbox.fastapi.route import GuardedRoute
 from outbox.fastapi.views import POLL_AGAIN
 
 
@@ -58,7 +59,7 @@ class BatchReference(BaseModel):
 
 def area(api: Api) -> APIRouter:
     """The routes."""
-    router = APIRouter(prefix="/batches", tags=["batches"])
+    router = APIRouter(prefix="/batches", tags=["batches"], route_class=GuardedRoute)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Reader = Annotated[Principal, api.reader]  # noqa: N806
     Operator = Annotated[Principal, api.operator]  # noqa: N806

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import AwareDatetime, BaseModel, Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,6 +13,7 @@ from outbox.errors import PayloadInvalid
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
 from outbox.fastapi.idempotency import idempotent_route
+from outbox.fastapi.route import GuardedRoute
 from outbox.fastapi.views import JobReference, accepted
 from outbox.newjob import NewJob
 from outbox.registry import Outbox
@@ -63,10 +65,11 @@ def area(api: Api) -> APIRouter:
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Enqueuer = Annotated[Principal, api.enqueuer]  # noqa: N806
     # Who asks is known before the key is looked at: one caller's keys are not another's.
-    route = idempotent_route(api.get_session, scope=lambda request: request.state.outbox_principal)
+    once = idempotent_route(api.get_session, scope=lambda request: request.state.outbox_principal)
+    route: type[APIRoute] = type("DoorRoute", (GuardedRoute, once), {})
     router = APIRouter(tags=["jobs"], route_class=route, dependencies=[api.enqueuer])
 
-    @router.post("/jobs", status_code=202, operation_id="jobs_enqueue", responses=responses_of(409, 422, 503))
+    @router.post("/jobs", status_code=202, operation_id="jobs_enqueue", responses=responses_of(409, 422))
     async def enqueue_job(
         request: Request, response: Response, session: Session, who: Enqueuer, body: JobIn
     ) -> JobReference:
@@ -74,9 +77,7 @@ def area(api: Api) -> APIRouter:
         [job] = await api.outbox.enqueue_many(session, [_new_job(api.outbox, body, who, ("body",))])
         return accepted(request, response, job)[0]
 
-    @router.post(
-        "/jobs/batch", status_code=202, operation_id="jobs_enqueue_many", responses=responses_of(409, 422, 503)
-    )
+    @router.post("/jobs/batch", status_code=202, operation_id="jobs_enqueue_many", responses=responses_of(409, 422))
     async def enqueue_jobs(
         request: Request, response: Response, session: Session, who: Enqueuer, body: JobsIn
     ) -> JobReferences:

@@ -4,14 +4,17 @@ import json
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Path
+from fastapi import HTTPException, Path
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 
 from outbox import status
+from outbox.errors import PayloadInvalid
 from outbox.fastapi.access import Principal
 from outbox.job import State
+from outbox.keys import Scope
 from outbox.newjob import MAX_NAME, is_name
+from outbox.payload import refuse
 
 Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 """A name to look for; one that nothing can have is not found."""
@@ -41,13 +44,16 @@ class JobQuery(BaseModel):
     batch: UUID | None = None
     tenant: Name | None = None
     arguments: Annotated[str, Field(max_length=2000)] | None = Field(
-        None, description='What the arguments contain, as JSON: `{"order_id": 42}`.'
+        None, description='What the arguments contain, as JSON: `{"order_id": 42}`. Needs the scope read:payload.'
     )
     created_after: AwareDatetime | None = None
     created_before: AwareDatetime | None = None
 
     def filter(self, who: Principal) -> status.JobFilter:
         """The same in the library's words, among the jobs that they may see."""
+        if self.arguments is not None and not who.may(Scope.READ_PAYLOAD):
+            # Whoever may ask whether a job has this argument finds out which one it has.
+            raise HTTPException(403, f"To look for arguments needs the scope {Scope.READ_PAYLOAD}.")
         return status.JobFilter(
             states=self.state,
             queues=self.queue,
@@ -67,10 +73,17 @@ class JobQuery(BaseModel):
             return {}
         try:
             wanted = json.loads(self.arguments)
+            refuse("", wanted)  # what no job can have, the database could not even be asked for
+        except PayloadInvalid as exc:
+            raise _invalid(exc.reason) from exc
         except (ValueError, RecursionError):
             wanted = None
-        if not isinstance(wanted, dict) or "\\u0000" in self.arguments:
-            reason = "must be a JSON object"
-            error = {"type": "value_error", "loc": ("query", "arguments"), "msg": reason, "input": None}
-            raise RequestValidationError([error])
+        if not isinstance(wanted, dict):
+            raise _invalid("must be a JSON object")
         return wanted
+
+
+def _invalid(reason: str) -> RequestValidationError:
+    return RequestValidationError(
+        [{"type": "value_error", "loc": ("query", "arguments"), "msg": reason, "input": None}]
+    )

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from outbox import doctor
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
+from outbox.fastapi.route import GuardedRoute
 
 
 class FindingView(BaseModel):
@@ -39,7 +40,7 @@ class DiagnosisView(BaseModel):
 
 def area(api: Api) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["doctor"])
+    router = APIRouter(tags=["doctor"], route_class=GuardedRoute)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Manager = Annotated[Principal, api.manager]  # noqa: N806
 

@@ -14,6 +14,7 @@ from outbox import explain, status
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api, found
 from outbox.fastapi.filters import JobQuery
+from outbox.fastapi.route import GuardedRoute
 from outbox.fastapi.views import POLL_AGAIN, JobPage, JobView, view
 from outbox.job import TERMINAL, Job
 from outbox.registry import Outbox
@@ -70,7 +71,7 @@ class TaskList(BaseModel):
 
 def area(api: Api) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["jobs"])
+    router = APIRouter(tags=["jobs"], route_class=GuardedRoute)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Reader = Annotated[Principal, api.reader]  # noqa: N806
 

@@ -14,6 +14,7 @@ from outbox.control import Action, Change
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api, found
 from outbox.fastapi.filters import JobQuery
+from outbox.fastapi.route import GuardedRoute
 from outbox.fastapi.views import JobView, view
 from outbox.job import Job
 from outbox.status import JobFilter
@@ -60,7 +61,7 @@ class Changed(BaseModel):
 
 def area(api: Api) -> APIRouter:
     """The routes."""
-    router = APIRouter(prefix="/jobs", tags=["jobs"])
+    router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=GuardedRoute)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Operator = Annotated[Principal, api.operator]  # noqa: N806
 

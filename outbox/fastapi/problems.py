@@ -25,9 +25,14 @@ from outbox.errors import (
     QueueFull,
     ScheduleNotFound,
 )
+from outbox.fastapi.route import HEADERS
 
 FULL = 5
 """Seconds after which it is worth while to ask again of a queue that was full."""
+
+
+_CANCELED = "57014"
+"""SQLSTATE of a statement that ran into a ``statement_timeout``."""
 
 
 class Problem(BaseModel):
@@ -46,7 +51,7 @@ def problem(request: Request, status: int, detail: str, *, headers: Any = None, 
     return JSONResponse(
         {**body.model_dump(exclude_none=True), **jsonable_encoder(more)},
         status,
-        headers=headers,
+        headers={**HEADERS, **(headers or {})},
         media_type="application/problem+json",
     )
 
@@ -115,6 +120,9 @@ async def _database_error(request: Request, exc: Any) -> JSONResponse:
     cause = exc.orig.__cause__ or exc.orig
     if exc.connection_invalidated or is_lost(cause):
         return await _database_gone(request, exc)
+    if getattr(cause, "sqlstate", None) == _CANCELED:
+        detail = "The database took too long to answer. Ask for less, or later."
+        return problem(request, 503, detail, headers={"Retry-After": str(FULL)})
     return problem(request, 500, "The request could not be stored; nothing of it was.")
 
 

@@ -13,6 +13,7 @@ from outbox import audit, limit, queue
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
 from outbox.fastapi.filters import NewName
+from outbox.fastapi.route import GuardedRoute
 from outbox.limit import Limit
 
 
@@ -75,7 +76,7 @@ class LimitIn(BaseModel):
 
 def area(api: Api) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["queues"])
+    router = APIRouter(tags=["queues"], route_class=GuardedRoute)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Overseer = Annotated[Principal, api.overseer]  # noqa: N806
     Manager = Annotated[Principal, api.manager]  # noqa: N806

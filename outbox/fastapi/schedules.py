@@ -14,7 +14,9 @@ from outbox.errors import ScheduleNotFound
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
 from outbox.fastapi.filters import NewName
+from outbox.fastapi.route import GuardedRoute
 from outbox.fastapi.views import JobReference, accepted
+from outbox.keys import Scope
 from outbox.registry import Outbox
 from outbox.schedule import CatchUp, Schedule, Scheduled
 
@@ -40,7 +42,7 @@ class ScheduleView(BaseModel):
 
     name: str
     task: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] | None = Field(None, description="Null without the scope read:payload.")
     cron: str
     tz: str
     catch_up: CatchUp
@@ -60,7 +62,7 @@ class SchedulePage(BaseModel):
 
 def area(api: Api) -> APIRouter:
     """The routes. Schedules are nobody's in particular: a tenant's key does not open them."""
-    router = APIRouter(prefix="/schedules", tags=["schedules"])
+    router = APIRouter(prefix="/schedules", tags=["schedules"], route_class=GuardedRoute)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Reader = Annotated[Principal, api.overseer]  # noqa: N806
     Operator = Annotated[Principal, api.manager]  # noqa: N806
@@ -68,19 +70,19 @@ def area(api: Api) -> APIRouter:
     @router.get("", operation_id="schedules_list", responses=responses_of())
     async def list_schedules(session: Session, who: Reader) -> SchedulePage:
         """All schedules, by name."""
-        return SchedulePage(data=[_view(each) for each in await schedule.all_of_them(session)])
+        return SchedulePage(data=[_view(each, who) for each in await schedule.all_of_them(session)])
 
     @router.get("/{name}", operation_id="schedules_get", responses=responses_of(404, 422))
     async def get_schedule(session: Session, who: Reader, name: NewName) -> ScheduleView:
         """One schedule, with the next moments at which it fires."""
-        return await _current(session, name)
+        return await _current(session, name, who)
 
     @router.put("/{name}", operation_id="schedules_put", responses=responses_of(422))
     async def put_schedule(session: Session, who: Operator, name: NewName, body: ScheduleIn) -> ScheduleView:
         """Create a schedule or change it. It then stands above what code declares, until it is deleted."""
         await schedule.put(session, _schedule(api.outbox, name, body))
         await audit.write(session, who.name, "put", f"schedule {name}", cron=body.cron, tz=body.tz, task=body.task)
-        return await _current(session, name)
+        return await _current(session, name, who)
 
     @router.delete("/{name}", status_code=204, operation_id="schedules_delete", responses=responses_of(404, 422))
     async def delete_schedule(session: Session, who: Operator, name: NewName) -> None:
@@ -93,14 +95,14 @@ def area(api: Api) -> APIRouter:
         """Have it fire no more until it is resumed."""
         await schedule.pause(session, name)
         await audit.write(session, who.name, "pause", f"schedule {name}")
-        return await _current(session, name)
+        return await _current(session, name, who)
 
     @router.post("/{name}/resume", operation_id="schedules_resume", responses=responses_of(404, 422))
     async def resume_schedule(session: Session, who: Operator, name: NewName) -> ScheduleView:
         """Have it fire again from now on. What it would have fired for meanwhile is not made up for."""
         await schedule.resume(session, name)
         await audit.write(session, who.name, "resume", f"schedule {name}")
-        return await _current(session, name)
+        return await _current(session, name, who)
 
     @router.post("/{name}/fire", status_code=202, operation_id="schedules_fire", responses=responses_of(404, 422))
     async def fire_schedule(
@@ -136,13 +138,14 @@ def _invalid(field: str, reason: str) -> RequestValidationError:
     return RequestValidationError([{"type": "value_error", "loc": ("body", field), "msg": reason, "input": None}])
 
 
-async def _current(session: AsyncSession, name: str) -> ScheduleView:
+async def _current(session: AsyncSession, name: str, who: Principal) -> ScheduleView:
     found = await schedule.get(session, name)
     if found is None:
         raise ScheduleNotFound(name)
-    return _view(found)
+    return _view(found, who)
 
 
-def _view(found: Scheduled) -> ScheduleView:
-    values = asdict(found) | {"arguments": found.payload, "upcoming": found.upcoming(UPCOMING)}
+def _view(found: Scheduled, who: Principal) -> ScheduleView:
+    arguments = found.payload if who.may(Scope.READ_PAYLOAD) else None
+    values = asdict(found) | {"arguments": arguments, "upcoming": found.upcoming(UPCOMING)}
     return ScheduleView(**{field: values[field] for field in ScheduleView.model_fields})

@@ -12,6 +12,7 @@ from outbox import statistic
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
 from outbox.fastapi.filters import Name
+from outbox.fastapi.route import GuardedRoute
 from outbox.statistic import Point, Span
 
 Window = Literal["1h", "24h", "7d"]
@@ -67,7 +68,7 @@ class Statistics(BaseModel):
 
 def area(api: Api) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["statistics"])
+    router = APIRouter(tags=["statistics"], route_class=GuardedRoute)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Overseer = Annotated[Principal, api.overseer]  # noqa: N806
 

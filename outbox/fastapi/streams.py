@@ -11,6 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
 from outbox.fastapi.jobs import encoded, read
+from outbox.fastapi.route import GuardedRoute
 from outbox.fastapi.views import view
 from outbox.job import Job
 from outbox.watch import Waiter, WatchClosed
@@ -24,7 +25,7 @@ STREAMS = 10_000
 
 def area(api: Api) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["jobs"])
+    router = APIRouter(tags=["jobs"], route_class=GuardedRoute)
     Reader = Annotated[Principal, api.reader]  # noqa: N806 - a type
     streams = 0
 
@@ -46,7 +47,7 @@ def area(api: Api) -> APIRouter:
         "/jobs/{job_id}/events",
         operation_id="jobs_events",
         response_class=EventSourceResponse,
-        responses=responses_of(404, 410, 422, 503),
+        responses=responses_of(404, 410, 422),
     )
     async def stream_job(
         request: Request, job_id: UUID, opened: Annotated[tuple[Principal, str | None], Depends(streamed)]

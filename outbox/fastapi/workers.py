@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from outbox import audit, presence, status
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api
+from outbox.fastapi.route import GuardedRoute
 from outbox.fastapi.views import JobView, view
 
 
@@ -63,7 +64,7 @@ class DeedPage(BaseModel):
 
 def area(api: Api) -> APIRouter:
     """The routes."""
-    router = APIRouter(tags=["workers"])
+    router = APIRouter(tags=["workers"], route_class=GuardedRoute)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Overseer = Annotated[Principal, api.overseer]  # noqa: N806
     Admin = Annotated[Principal, api.admin]  # noqa: N806

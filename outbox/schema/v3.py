@@ -1,6 +1,6 @@
 """Version 3 of the ``outbox`` schema: what people see. Workers, statistics, keys, audit, and finding finished jobs."""
 
-from outbox.schema import access, overview, worker
+from outbox.schema import access, overview, partition, worker
 from outbox.schema.flow import KEPT
 
 # Finished jobs are found by what people ask for most; each index holds few of them, for one that held all would cost
@@ -17,6 +17,7 @@ UP = (
     *worker.UP,
     *access.UP,
     *overview.UP,
+    *partition.UP,
     # The same as cancelling each of them, as one. A job that is being settled just now is passed over.
     f"""
     create function outbox.cancel_jobs(wanted uuid[]) returns integer
@@ -53,6 +54,7 @@ UP = (
 DOWN = (
     "delete from outbox.schema_version where version = 3",
     "drop function outbox.cancel_jobs",
+    *partition.DOWN,
     *overview.DOWN,
     *access.DOWN,
     *worker.DOWN,

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from outbox import Outbox, keys
+from outbox.batch import Batch
 from outbox.fastapi import Principal, access, api_keys, outbox_router, problem_handlers, streams
 from outbox.keys import Scope
 from tests.factories import new_id, plant
@@ -118,7 +119,7 @@ async def call(
     body = {
         "jobs_enqueue": {"task": "noop"},
         "jobs_enqueue_many": {"jobs": [{"task": "noop"}]},
-        "jobs_bulk": {"ids": [str(new_id())]},
+        "jobs_bulk": {"ids": [given["job_id"]]},
         "jobs_change": {"priority": 2},
         "queues_ceiling": {"ceiling": 10},
         "limits_put": {"concurrency": 1},
@@ -127,18 +128,21 @@ async def call(
     return await client.request(method, path.format(**given), headers=headers, json=body)
 
 
+def headers_of(answer: httpx2.Response) -> tuple[str, str]:
+    return answer.headers["cache-control"], answer.headers["x-content-type-options"]
+
+
 async def test_every_route_is_in_the_matrix(app: FastAPI) -> None:
     assert {operation for operation, _, _ in routes(app)} == ROUTES.keys()
 
 
-async def test_nobody_gets_anything(app: FastAPI, client: httpx2.AsyncClient) -> None:
+async def test_nobody_gets_anything(app: FastAPI, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "FAILURES", 10**6)
     for operation, method, path in routes(app):
         for headers in ({}, {"Authorization": "Bearer obx_000000000000_wrong"}, {"Authorization": "Basic eDp5"}):
             answer = await call(client, operation, method, path, headers)
-            assert (answer.status_code, answer.headers["content-type"]) in (
-                (401, "application/problem+json"),
-                (429, "application/problem+json"),
-            ), operation
+            assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json"), operation
+            assert headers_of(answer) == ("no-store", "nosniff"), operation
 
 
 @pytest.mark.parametrize("tenant", [None, "acme"])
@@ -151,6 +155,7 @@ async def test_every_role_gets_what_it_is_for_and_nothing_else(
     for operation, method, path in routes(app):
         needed, of_all = ROUTES[operation]
         answer = await call(client, operation, method, path, headers)
+        assert headers_of(answer) == ("no-store", "nosniff"), operation
         if needed in opened and not (of_all and tenant):
             assert answer.status_code < 500, operation
             assert answer.status_code not in (401, 403), (operation, answer.text)
@@ -244,25 +249,49 @@ async def test_an_expired_key_opens_nothing(client: httpx2.AsyncClient, sessions
 # Tenants.
 
 
-async def test_another_tenants_job_is_answered_like_one_that_is_not_there(
+async def test_what_is_another_tenants_is_answered_like_what_is_not_there(
     app: FastAPI, client: httpx2.AsyncClient, sessions: Sessions, engine: AsyncEngine
 ) -> None:
-    theirs = [await plant(engine, kind, tenant="acme") for kind in ("pending", "running", "failed", "succeeded")]
-    theirs.append(await plant(engine))
-    headers = await key(sessions, OPERATE, tenant="globex")
+    kinds = ("pending", "running", "failed", "succeeded", "cancelled")
+    theirs = {
+        "job_id": [await plant(engine, kind, tenant=tenant) for kind in kinds for tenant in ("acme", None)],
+        "batch_id": [await batch_of(sessions, tenant) for tenant in ("acme", None)],
+    }
+    headers = await key(sessions, READ, OPERATE, Scope.READ_PAYLOAD, tenant="globex")
+    asked = set()
     for operation, method, path in routes(app):
-        if "{job_id}" not in path or "{job_id}" not in path or not operation.startswith("jobs_"):
+        of = next((name for name in theirs if f"{{{name}}}" in path), None)
+        if of is None:
+            # There is no other way to name what is a tenant's: the rest is for those who see everybody's, or a list.
+            assert ROUTES[operation][1] or "{" not in path.replace("{action}", ""), operation
             continue
+        asked.add(operation)
         missing = new_id()
-        nothing = await call(client, operation, method, path, headers, job_id=str(missing))
+        nothing = await call(client, operation, method, path, headers, **{of: str(missing)})
         assert nothing.status_code == 404, operation
-        for id in theirs:
-            answer = await call(client, operation, method, path, headers, job_id=str(id))
+        for id in theirs[of]:
+            answer = await call(client, operation, method, path, headers, **{of: str(id)})
             assert answer.status_code == 404, operation
             assert answer.text.replace(str(id), "ID") == nothing.text.replace(str(missing), "ID"), operation
+            assert answer.headers.keys() == nothing.headers.keys(), operation
+    assert len(asked) > 9
     async with engine.connect() as connection:
         states = await connection.execute(text("select state, count(*) from outbox.job group by 1"))
-        assert dict(states.tuples().all()) == {"pending": 2, "running": 1, "failed": 1, "succeeded": 1}
+        assert dict(states.all()) == dict.fromkeys(kinds, 2) | {"pending": 4}
+        assert await connection.scalar(text("select count(*) from outbox.audit")) == 0
+
+
+async def batch_of(sessions: Sessions, tenant: str | None) -> UUID:
+    """A batch of one job that waits."""
+    outbox = Outbox()
+
+    @outbox.task()
+    async def noop() -> None: ...
+
+    batch = Batch("theirs", [noop.options(tenant=tenant).job()])
+    async with sessions.begin() as session:
+        batch.enqueue(session)
+    return batch.id
 
 
 async def test_lists_and_bulk_actions_see_ones_own_only(
@@ -283,9 +312,12 @@ async def test_lists_and_bulk_actions_see_ones_own_only(
     for body in bodies:
         counted = await client.post("/v1/jobs/bulk/retry", headers=headers, json=body | {"dry_run": True})
         assert counted.json()["matched"] == 1
-    await client.post("/v1/jobs/bulk/discard", headers=headers, json={"filter": {}})
+    batches = [await batch_of(sessions, tenant) for tenant in ("acme", "globex", None)]
+    listed = (await client.get("/v1/batches", headers=headers)).json()["data"]
+    assert [UUID(each["id"]) for each in listed] == batches[:1]
+    await client.post("/v1/jobs/bulk/discard", headers=headers, json={"filter": {"state": ["failed"]}})
     everybody = await key(sessions, READ)
-    left = (await client.get("/v1/jobs", headers=everybody)).json()["data"]
+    left = (await client.get("/v1/jobs", headers=everybody, params={"state": "failed"})).json()["data"]
     assert {UUID(job["id"]) for job in left} == {other, nobodys}
 
 
@@ -297,6 +329,19 @@ async def test_what_a_tenant_enqueues_is_theirs(
     refused = await client.post("/v1/jobs", headers=headers, json={"task": "noop", "tenant": "globex"})
     assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "$.body.tenant")
     assert (await connection.execute(text("select tenant from outbox.live_job"))).scalars().all() == ["acme"]
+
+
+async def test_one_tenants_idempotency_key_is_not_anothers(client: httpx2.AsyncClient, sessions: Sessions) -> None:
+    once = {"Idempotency-Key": "k"}
+    made = [await key(sessions, ENQUEUE, tenant=tenant) for tenant in ("acme", "globex")]
+    first, other = [await client.post("/v1/jobs", headers=each | once, json={"task": "noop"}) for each in made]
+    again = await client.post("/v1/jobs", headers=made[0] | once, json={"task": "noop"})
+    assert first.json()["id"] == again.json()["id"] != other.json()["id"]
+    assert "idempotency-replayed" not in other.headers
+    # It says nothing of what another has asked.
+    assert (
+        await client.post("/v1/jobs", headers=made[1] | once, json={"task": "noop", "priority": 0})
+    ).status_code == 422
 
 
 # What may be seen.
@@ -341,6 +386,43 @@ async def test_what_somebody_does_is_written_down_with_who_did_it(
     assert deeds[2]["detail"]["before"]["state"] == "pending"
     assert deeds[2]["detail"]["after"]["state"] == "cancelled"
     assert SECRET not in str(deeds)
+
+
+TARGETS = {"jobs_cancel": "pending", "jobs_change": "pending", "jobs_run": "scheduled"}
+"""What an action on a job needs, if not one that has failed."""
+
+
+async def test_every_action_is_written_down_or_not_done(
+    app: FastAPI, client: httpx2.AsyncClient, sessions: Sessions, engine: AsyncEngine, connection: AsyncConnection
+) -> None:
+    headers = await key(sessions, ADMIN)
+    actions = {each for each, (scope, _) in ROUTES.items() if scope is OPERATE and each != "doctor_get"}
+    for operation, method, path in routes(app):
+        if operation not in actions:
+            continue
+        names = {"job_id": str(await plant(engine, TARGETS.get(operation, "failed"))), "action": "retry"}
+        names["batch_id"] = str(await batch_of(sessions, None))
+        if operation in ("schedules_delete", "schedules_pause", "schedules_resume", "schedules_fire"):
+            await call(client, "schedules_put", "PUT", "/v1/schedules/{name}", headers)
+        before = await everything(connection)
+        await connection.execute(text("alter table outbox.audit add constraint full_up check (false) not valid"))
+        assert (await call(client, operation, method, path, headers, **names)).status_code == 500, operation
+        assert await everything(connection) == before, operation
+        await connection.execute(text("alter table outbox.audit drop constraint full_up"))
+        assert (await call(client, operation, method, path, headers, **names)).status_code < 300, operation
+        after = await everything(connection)
+        changed = {table for table in after if after[table] != before[table]}
+        assert "audit" in changed, operation
+        assert len(changed) > 1, operation
+
+
+async def everything(connection: AsyncConnection) -> dict[str, str]:
+    """A digest of every table."""
+    tables = await connection.execute(
+        text("select relname from pg_class where relnamespace = 'outbox'::regnamespace and relkind in ('r', 'p')")
+    )
+    digest = "select coalesce(md5(string_agg(t::text, ' ' order by t::text)), '') from outbox.{} t"
+    return {name: (await connection.execute(text(digest.format(name)))).scalar_one() for name in tables.scalars()}
 
 
 # This machine only, unless somebody has said who may ask.
@@ -412,6 +494,26 @@ async def test_a_cookie_of_a_browser_is_no_licence_for_other_sites(
     # A key that a program sends is its own idea.
     sent = {"Authorization": f"Bearer {made}", "Origin": "https://app.example"}
     assert (await client.post(f"/v1/jobs/{id}/cancel", headers=sent)).status_code == 200
+
+
+async def test_another_site_is_told_nothing_and_no_link_does_anything(
+    app: FastAPI, client: httpx2.AsyncClient, sessions: Sessions
+) -> None:
+    headers = await key(sessions, ADMIN)
+    asking = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    actions = {path for _, method, path in routes(app) if method != "GET"}
+    readable = {path for _, method, path in routes(app) if method == "GET"}
+    for path in actions | readable:
+        address = path.format(
+            job_id=new_id(), batch_id=new_id(), worker_id=new_id(), name="x", scope="queue", action="run"
+        )
+        preflight = await client.options(address, headers=headers | asking)
+        assert preflight.status_code == 405, path
+        assert not [name for name in preflight.headers if name.startswith("access-control")], path
+        if path not in readable:
+            link = await client.get(address, headers=headers)
+            # /v1/jobs/batch, as a link, would be a job of that name.
+            assert link.status_code == (422 if path == "/v1/jobs/batch" else 405), path
 
 
 async def test_the_hosts_own_dependency_replaces_all_of_it(

@@ -70,6 +70,19 @@ async def test_jobs_are_listed_and_shown(cli: Cli, engine: AsyncEngine) -> None:
     assert "Invalid value" in await cli("jobs", "show", "x", status=2)
 
 
+async def test_what_a_job_says_does_nothing_to_a_terminal(cli: Cli, engine: AsyncEngine) -> None:
+    evil = "\x1b[2J\x1b]0;gone\x07\u202e\x9b31m"
+    error = {"type": "Error", "message": evil, "traceback": f"line 1\n{evil}", "attempt": 1, "at": "2026-01-01"}
+    id = await plant(
+        engine, "failed", payload={"to": evil}, result={"ä": evil}, errors=[error], progress=None, tags=[evil]
+    )
+    for command in (("show", id), ("ls",), ("show", id, "--json"), ("explain", id)):
+        printed = await cli("jobs", *command)
+        assert all(each.isprintable() or each == "\n" for each in printed), ascii(printed)
+    assert "line 1\n" in await cli("jobs", "show", id)
+    assert (await cli.json("jobs", "show", id))["payload"] == {"to": evil}
+
+
 async def test_jobs_are_changed_one_and_many(cli: Cli, engine: AsyncEngine, db: asyncpg.Connection) -> None:
     failed = [await plant(engine, "failed") for _ in range(3)]
     assert "1 jobs enqueued again" in await cli("jobs", "retry", failed[0])

@@ -112,13 +112,16 @@ async def serving(app: ASGIApp, **options: Any) -> AsyncIterator[str]:
 
 
 @contextmanager
-def service(database_url: str, files: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """The service in a process of its own, once it answers; its address, and the process."""
+def service(database_url: str, files: Path, **settings: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The service in a process of its own, once it answers; its address on loopback, and the process.
+
+    :param settings: further variables of its environment.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "--factory", "api.app:create_app", "--port", str(port)]
-    environment = {**os.environ, "DATABASE_URL": database_url, "FILES_DIR": str(files)}
-    process = subprocess.Popen([*command, "--log-level", "warning"], cwd=ROOT, env=environment)
+    told = {"DATABASE_URL": database_url, "FILES_DIR": str(files), "PORT": str(port)}
+    command = [sys.executable, "-m", "api", "--log-level", "warning"]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **told, **settings})
     try:
         url = f"http://127.0.0.1:{port}"
         _answers(f"{url}/livez", process)
