@@ -162,7 +162,7 @@ async def test_keys_are_made_listed_and_revoked(cli: Cli, db: asyncpg.Connection
 
 async def test_every_option_can_be_said_in_the_environment(cli: Cli, engine: AsyncEngine) -> None:
     ids = [await plant(engine) for _ in range(3)]
-    listed = json.loads(await cli("jobs", "ls", OUTBOX_JOBS_LS_LIMIT="1", OUTBOX_JOBS_LS_AS_JSON="1"))
+    listed = json.loads(await cli("jobs", "ls", OUTBOX_JOBS_LS_LIMIT="1", OUTBOX_JOBS_LS_JSON="1"))
     assert [job["id"] for job in listed] == [str(ids[-1])]
 
 
