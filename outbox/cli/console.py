@@ -62,7 +62,7 @@ MIDDLE = 40
 
 def _console(*, stderr: bool = False) -> Console:
     console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
         console.width = WIDE
     return console
 
@@ -82,10 +82,12 @@ async def answer(database_url: str, question: Callable[[AsyncSession], Awaitable
     :raises OutboxError: whatever the library refuses.
     """
     try:
+        dsn = connection.dsn(database_url)
+        # asyncpg reads the address itself, for SQLAlchemy knows no sslmode.
         engine = create_async_engine(
-            "postgresql+asyncpg" + connection.dsn(database_url).removeprefix("postgresql"),
+            "postgresql+asyncpg://",
             poolclass=NullPool,
-            connect_args={"statement_cache_size": 0, "timeout": 10},
+            async_creator=lambda: asyncpg.connect(dsn, timeout=10, statement_cache_size=0),
         )
         try:
             async with AsyncSession(engine) as session, session.begin():
@@ -119,7 +121,7 @@ def trouble(exc: BaseException) -> str:
     reason = str(cause).partition("\n")[0] or type(cause).__name__
     state = getattr(cause, "sqlstate", None)
     if state in _NO_SCHEMA:
-        return f"the database has not the outbox schema that this release needs ({reason}); run: outbox migrate"
+        return f"the database lacks the outbox schema that this release needs ({reason}); run: outbox migrate"
     if isinstance(exc, SQLAlchemyError | asyncpg.PostgresError):
         return f"the database cannot be asked: {reason}; check --database-url"
     return f"the database cannot be reached: {reason}; check --database-url"
