@@ -31,6 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # panels cut the names of options and variables off where the terminal is narrow
 )
 app.command("worker")(worker.worker)
 app.command("dev")(dev.dev)

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 def migrate(database_url: DatabaseUrl, as_json: AsJson = False) -> None:
-    """Bring the database's outbox schema to this release's version, for hosts without Alembic."""
+    """Bring the database to this release's schema. For hosts without Alembic."""
     before, after = _done(migration.migrate(database_url))
     if as_json:
         show({"before": before, "after": after})
@@ -49,7 +49,7 @@ def migrate(database_url: DatabaseUrl, as_json: AsJson = False) -> None:
 
 
 def check(database_url: DatabaseUrl, target: Target = None, as_json: AsJson = False) -> None:
-    """Ask before a deploy whether this code would run the jobs that wait. Reads only, and calls no handler.
+    """Ask whether this code would run what waits. For before a deploy: reads only, and calls no handler.
 
     Exit status: 0 it would run all of them; 1 some would fail, or would wait for other code; 78 misconfigured.
     """
@@ -82,7 +82,7 @@ def _done(doing: Coroutine[Any, Any, T]) -> T:
 
 
 def doctor(database_url: DatabaseUrl, as_json: AsJson = False) -> None:
-    """Say what is wrong with the database or the workers, and what to do about it. Reads only.
+    """Say what is wrong, and what to do about it. Looks at the database and the workers, and reads only.
 
     Exit status: 0 nothing is wrong, or only worth a word; 1 there are problems; 78 the database cannot be asked.
     """

@@ -47,7 +47,7 @@ def dev(
     log_level: LogLevel = "info",
     as_json: Annotated[bool, typer.Option("--json", help="write lines of JSON")] = False,
 ) -> None:
-    """Run the jobs of all declared tasks while you write them: restarts on a change, and shows every attempt.
+    """Run jobs while you write their handlers. Restarts when a file changes, and shows every attempt.
 
     Exit status: 0 stopped; 78 the address or the schema must be mended first.
     """

@@ -41,6 +41,7 @@ PORTION = 500
 PACE = 0.05
 """Seconds between two portions, in which workers get their turn."""
 
+Id = Annotated[UUID, typer.Argument(metavar="ID", help="of the job", show_default=False)]
 Ids = Annotated[list[UUID] | None, typer.Argument(metavar="[ID]...", help="jobs; or say which with the options")]
 States = Annotated[list[State] | None, typer.Option("--state", "-s", help="repeat for several")]
 Queues = Annotated[list[str] | None, typer.Option("--queue", "-q", help="repeat for several")]
@@ -84,7 +85,7 @@ def list_jobs(
 
 
 @app.command("show")
-def show_job(id: UUID, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
+def show_job(id: Id, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     """Show one job with its arguments, result and errors."""
     job = ask(database_url, lambda session: _one(session, id))
     if as_json:
@@ -111,7 +112,7 @@ def show_job(id: UUID, database_url: DatabaseUrl, as_json: AsJson = False) -> No
 
 
 @app.command("explain")
-def explain_job(id: UUID, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
+def explain_job(id: Id, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     """Say why a job does not run."""
     found = ask(database_url, lambda session: explaining.explain(session, id))
     if as_json:

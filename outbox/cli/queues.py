@@ -96,7 +96,7 @@ def fire_schedule(name: Name, database_url: DatabaseUrl, as_json: AsJson = False
 
 
 def list_workers(database_url: DatabaseUrl, as_json: AsJson = False) -> None:
-    """Show which workers are up, and how busy they are."""
+    """Show which workers are up, and how busy."""
     found = ask(database_url, presence.workers)
     if as_json:
         show([asdict(each) for each in found])

@@ -48,7 +48,7 @@ def stats(
     every: Annotated[float, typer.Option("--every", min=0.5, help="seconds between two looks")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show throughput, waits and queues of the last hour."""
+    """Show throughput and waits of the last hour. For each queue, what waits in it now."""
     first = ask(database_url, _look)
     if not watch:
         _print(first, as_json=as_json)

@@ -194,7 +194,7 @@ async def test_the_exit_status_tells_a_pipeline(engine: AsyncEngine, database_ur
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        (f"postgresql://ada:{CANARY}@127.0.0.1:1/none", "the database cannot be asked"),
+        (f"postgresql://ada:{CANARY}@127.0.0.1:1/none", "the database cannot be reached"),
         (f"postgresql://ada:{CANARY}@h:{CANARY}/none", "the database URL cannot be read"),
     ],
 )

@@ -74,10 +74,18 @@ def test_every_command_prints_json_for_programs(path: str) -> None:
     assert any("--json" in option.opts for option in options(COMMANDS[path]))
 
 
-def test_the_help_shows_the_variables(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = invoke(capsys, "jobs", "ls", "--help")
+@pytest.mark.parametrize("path", COMMANDS)
+def test_the_help_shows_all_of_it_on_a_narrow_terminal(
+    path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    status, out, _ = invoke(capsys, *path.split(), "--help")
     assert status == 0
-    assert "OUTBOX_JOBS_LS_" in out
+    whole = "".join(out.split())
+    for option in options(COMMANDS[path]):
+        assert max(option.opts, key=len) in whole
+        assert "".join(option.help.split()) in whole
+        assert all(name in whole for name in variables(option))
 
 
 def test_the_page_names_every_command_and_no_other() -> None:
