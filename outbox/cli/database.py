@@ -67,9 +67,19 @@ def check(database_url: DatabaseUrl, target: Target = None, as_json: AsJson = Fa
     if as_json:
         show({"checked": report.checked, "problems": [asdict(each) for each in report.problems]})
     else:
-        for line in checking.table(report):
-            say(line)
+        _report(report)
     raise typer.Exit(EXIT_REFUSED if report.problems else 0)
+
+
+def _report(report: checking.Report) -> None:
+    if problems := report.problems:
+        rows = (
+            (each.task, each.count, "fail" if each.fails else "wait", each.reason, " ".join(map(str, each.examples)))
+            for each in problems
+        )
+        table(("task", "jobs", "would", "because", "as for"), rows, empty="")
+    bad = sum(each.count for each in problems)
+    say(f"{report.checked:,} jobs checked, {bad:,} of them would not run")
 
 
 def _done(doing: Coroutine[Any, Any, T]) -> T:

@@ -153,6 +153,22 @@ async def test_a_failure_is_shown_with_its_place_and_steers_no_terminal(dev: Sta
     assert job.errors[-1]["message"] == "\x1b[31m [red]"
 
 
+async def test_a_job_that_runs_on_is_handed_back_and_runs_with_the_new_code(dev: Start, engine: AsyncEngine) -> None:
+    (running := dev("--grace", "0")).change("return", "await __import__('asyncio').sleep(3600)\n    return")
+    await running.says("ready")
+    id = await plant(engine, task="greet", queue="mail", payload={"name": "Ada"})
+    await running.says(f"→ greet  {id}")
+    running.change("3600", "0")
+
+    async def done() -> bool:
+        return (await read(engine, id)).done
+
+    await eventually(done)
+    job = await read(engine, id)
+    assert (job.result, job.attempt) == ("hello Ada", 1)
+    assert "← greet handed back after" in running.said()
+
+
 async def test_ctrl_c_stops_it_in_good_order(dev: Start, engine: AsyncEngine) -> None:
     running = dev()
     await running.says("ready")
