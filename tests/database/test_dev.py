@@ -1,5 +1,6 @@
 """``outbox dev``, as a developer runs it: real processes, real files that change."""
 
+import contextlib
 import json
 import os
 import signal
@@ -43,7 +44,13 @@ class Dev:
             self.process = psutil.Popen(
                 [sys.executable, "-m", "outbox", "dev", "shop:outbox", *options],
                 cwd=folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "DATABASE_URL": url},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "PYTHONDONTWRITEBYTECODE": "",  # as developers have it
+                    "COLUMNS": "200",
+                    "DATABASE_URL": url,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -70,8 +77,11 @@ class Dev:
         return int(self.process.returncode)
 
     def change(self, old: str, new: str) -> None:
-        """Change the file of handlers, as an editor does."""
-        self.handlers.write_text(self.handlers.read_text().replace(old, new))
+        """Change the file of handlers, as an editor does, and as if within the same moment: its time stays."""
+        draft, before = self.handlers.with_suffix(".draft"), self.handlers.stat()
+        draft.write_text(self.handlers.read_text().replace(old, new))
+        os.utime(draft, ns=(before.st_atime_ns, before.st_mtime_ns))
+        draft.replace(self.handlers)
 
     def end(self) -> None:
         """Kill whatever is left."""
@@ -118,7 +128,7 @@ async def test_a_changed_file_is_what_the_next_job_runs(dev: Start, engine: Asyn
     assert first.result == "hello Ada"
     await running.says("✓ greet succeeded in")
     assert f"→ greet  {first.id}" in running.said()
-    # As many characters within the same second: an old .pyc would pass for it.
+    # As many characters, and the same time: an old .pyc would pass for it.
     running.change("hello", "howdy")
     await running.says("ready", times=2)
     assert "shop.py changed" in running.said()
@@ -184,7 +194,11 @@ async def test_a_worker_does_not_outlive_the_one_that_restarts_it(dev: Start, en
     await running.says("ready")
     [worker] = running.process.children()
     running.process.kill()
-    await until(lambda: not worker.is_running())
+    try:
+        await until(lambda: not worker.is_running())
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
 
 
 async def test_without_the_schema_it_says_what_to_do(dev: Start, postgres_url: str) -> None:
