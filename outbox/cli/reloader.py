@@ -79,8 +79,11 @@ class Reloader:
 
     def _start(self, environment: dict[str, str]) -> None:
         # In a group of its own: a Ctrl-C is for us, who then stop it in good order, once.
-        if not self._stop.is_set():
-            self._process = subprocess.Popen(self._command, env=environment, stdin=subprocess.DEVNULL, process_group=0)
+        if self._stop.is_set():
+            return
+        self._process = subprocess.Popen(self._command, env=environment, stdin=subprocess.DEVNULL, process_group=0)
+        if self._stop.is_set():  # asked in between, when there was none to tell
+            self._process.terminate()
 
     def _end(self) -> None:
         process = self._process

@@ -128,8 +128,10 @@ async def _look(session: AsyncSession) -> _Seen:
 def _view(seen: _Seen, height: int | None = None) -> Group:
     """What has been seen, in so many lines at most."""
     queues = seen.queues if height is None else seen.queues[: max(3, height // 3)]
-    rows = None if height is None else max(3, height - len(queues) - 8)
-    return Group(_sentence(seen), Text(), *_tasks(seen, rows), Text(), _queues(queues))
+    rows = None if height is None else max(3, height - len(queues) - 9)
+    left = len(seen.queues) - len(queues)
+    more = [Text(f"and {left:,} more queues", style="dim")] if left else []
+    return Group(_sentence(seen), Text(), *_tasks(seen, rows), Text(), _queues(queues), *more)
 
 
 def _sentence(seen: _Seen) -> Text:
