@@ -109,20 +109,3 @@ def _look(outbox: Outbox, report: Report, row: asyncpg.Record) -> None:
         task.arguments(row["payload"], version, row["id"])
     except PayloadInvalid as exc:
         report.add(row["id"], name, f"{_POSITION.sub('[*]', exc.path)}: {exc.rule}", fails=True)
-
-
-def table(report: Report) -> list[str]:
-    """The report for people: a line for each problem, and one that sums up."""
-    rows = [
-        (str(each.count), each.task, "fail" if each.fails else "wait", each.reason, " ".join(map(str, each.examples)))
-        for each in report.problems
-    ]
-    lines = []
-    if rows:
-        rows = [("jobs", "task", "would", "because", "as for"), *rows]
-        widths = [max(len(row[n]) for row in rows) for n in range(4)]
-        lines = [
-            "  ".join((row[0].rjust(widths[0]), *(row[n].ljust(widths[n]) for n in (1, 2, 3)), row[4])) for row in rows
-        ]
-    bad = sum(each.count for each in report.problems)
-    return [*lines, f"{report.checked:,} jobs checked, {bad:,} of them would not run"]

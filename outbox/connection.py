@@ -68,6 +68,10 @@ def dsn(url: str) -> str:
     """
     try:
         plain = make_url("postgresql" + url[url.index("://") :] if "://" in url else url)
+        for host in (plain.host or "").split(","):
+            host.encode("idna")  # as whoever connects would, but with another error
+        if not 0 < (plain.port or 1) < 65_536:
+            raise ValueError(plain.port)
     except (ArgumentError, ValueError):
         raise DeclarationError(
             "the database URL cannot be read: write postgresql://user:password@host:5432/name, and percent-encode what "

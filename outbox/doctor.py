@@ -78,7 +78,7 @@ Check = Callable[[AsyncConnection], Awaitable[list[Finding]]]
 async def diagnose(connection: AsyncConnection) -> Diagnosis:
     """Look at everything; one check that fails is a finding, and the others go on."""
     findings: list[Finding] = []
-    for check in CHECKS:
+    for check in CHECKS if await _is_there(connection) else WITHOUT_SCHEMA:
         try:
             async with connection.begin_nested():
                 findings += await check(connection)
@@ -98,6 +98,9 @@ async def _settings(connection: AsyncConnection) -> list[Setting]:
 
 
 async def _schema(connection: AsyncConnection) -> list[Finding]:
+    if not await _is_there(connection):
+        fix = "Migrate: alembic upgrade head, or outbox migrate."
+        return [Finding("schema", "problem", "This database has no outbox schema.", fix)]
     version = (await connection.execute(text("select max(version) from outbox.schema_version"))).scalar()
     if version == LATEST:
         return [Finding("schema", "ok", f"The outbox schema has version {version}, as this release needs.")]
@@ -106,6 +109,12 @@ async def _schema(connection: AsyncConnection) -> list[Finding]:
         return [Finding("schema", "problem", f"The outbox schema has version {version}; {LATEST} is needed.", fix)]
     fix = "Upgrade the library before it is used with this database."
     return [Finding("schema", "problem", f"The outbox schema has version {version}; {LATEST} is known here.", fix)]
+
+
+async def _is_there(connection: AsyncConnection) -> bool:
+    """Whether there is any outbox schema."""
+    found = await connection.execute(text("select to_regclass('outbox.schema_version') is not null"))
+    return bool(found.scalar())
 
 
 async def _durability(connection: AsyncConnection) -> list[Finding]:
@@ -347,3 +356,6 @@ CHECKS: Sequence[Check] = (
     _unserved,
     _partitions,
 )
+
+WITHOUT_SCHEMA: Sequence[Check] = (_schema, _durability, _autovacuum, _horizon, _connections, _pooler, _clock)
+"""Those that look at no table of the outbox."""

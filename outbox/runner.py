@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 from outbox import attempt, events
 from outbox.children import Children
@@ -25,12 +26,23 @@ MAX_BACKLOG = 5000
 """Outcomes waiting to be written beyond which nothing more is wanted: the database does not keep up."""
 
 
+class Observer(Protocol):
+    """Is told of every attempt of a worker, for people to see. Must be quick, and must not raise."""
+
+    def started(self, claim: Claim) -> None:
+        """Its handler begins."""
+
+    def ended(self, claim: Claim, outcome: Outcome, seconds: float) -> None:
+        """It is over; the outcome is about to be written."""
+
+
 class Runner:
     """Runs claims in the slots of their queues.
 
     :param held: every claim of this worker by its job's id.
     :param wake: called when there is room again for claims that are probably there.
     :param tally: counts attempts.
+    :param observer: is told of every attempt.
     """
 
     def __init__(
@@ -41,12 +53,14 @@ class Runner:
         held: dict[object, Claim],
         wake: Callable[[], None],
         tally: Tally,
+        observer: Observer | None = None,
     ) -> None:
         self._outbox = outbox
         self._settler = settler
         self._held = held
         self._wake = wake
         self._tally = tally
+        self._observer = observer
         self._lanes = {name: Lane[Claim](name, slots, settings.prefetch) for name, slots in settings.queues.items()}
         self._suspect: Claim | None = None
         self._running: dict[Claim, asyncio.Task[None]] = {}
@@ -158,6 +172,8 @@ class Runner:
         # Only from here on may the task be cancelled: one cancelled before its first step would never end its claim.
         claim.begun = True
         started = time.monotonic()
+        if self._observer is not None:
+            self._observer.started(claim)
         task = self._outbox[claim.task]
         if task.bounds.isolation:
             outcome = await self._children.run(task, claim)
@@ -176,6 +192,8 @@ class Runner:
             self._settler.put(claim, outcome)
         self._tally.note(claim.queue, claim.task, outcome, claim.waited, seconds)
         _report(claim, outcome, seconds)
+        if self._observer is not None:
+            self._observer.ended(claim, outcome, seconds)
         lane.give_back(seconds)
         self._fill(lane, now)
         if lane.hungry and lane.has_room():

@@ -22,7 +22,7 @@ from outbox.marks import Marks
 from outbox.outcome import RELEASED
 from outbox.presence import Presence
 from outbox.registry import Outbox
-from outbox.runner import Runner
+from outbox.runner import Observer, Runner
 from outbox.schema import LATEST
 from outbox.settings import WorkerSettings
 from outbox.settler import Settler
@@ -48,9 +48,17 @@ class Worker:
 
     :param outbox: the declared tasks; jobs of others are left alone.
     :param url: a libpq or SQLAlchemy URL of the database.
+    :param observer: is told of every attempt.
     """
 
-    def __init__(self, outbox: Outbox, url: str, settings: WorkerSettings | None = None) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        url: str,
+        settings: WorkerSettings | None = None,
+        *,
+        observer: Observer | None = None,
+    ) -> None:
         if not len(outbox):
             raise DeclarationError(
                 "this outbox has no tasks; import the modules that declare them before the worker starts"
@@ -68,7 +76,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._settler = Settler(Link(url, self._settings, "outbox settle"), self._held, self._wake.set)
         self._tally = Tally()
-        self._runner = Runner(outbox, self._settings, self._settler, self._held, self._wake.set, self._tally)
+        self._runner = Runner(outbox, self._settings, self._settler, self._held, self._wake.set, self._tally, observer)
         self._heartbeat: Heartbeat | None = None
         self._longest_pause = self._settings.poll_max
 

@@ -14,7 +14,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox import audit, control, status
 from outbox import explain as explaining
-from outbox.cli.console import AsJson, DatabaseUrl, ago, ask, err, escaped, fail, out, show, table
+from outbox.cli.console import (
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    AsJson,
+    DatabaseUrl,
+    ago,
+    ask,
+    err,
+    fail,
+    say,
+    show,
+    table,
+)
 from outbox.control import Action, Change
 from outbox.errors import JobNotFound
 from outbox.job import Job, State
@@ -28,6 +41,7 @@ PORTION = 500
 PACE = 0.05
 """Seconds between two portions, in which workers get their turn."""
 
+Id = Annotated[UUID, typer.Argument(metavar="ID", help="of the job", show_default=False)]
 Ids = Annotated[list[UUID] | None, typer.Argument(metavar="[ID]...", help="jobs; or say which with the options")]
 States = Annotated[list[State] | None, typer.Option("--state", "-s", help="repeat for several")]
 Queues = Annotated[list[str] | None, typer.Option("--queue", "-q", help="repeat for several")]
@@ -71,7 +85,7 @@ def list_jobs(
 
 
 @app.command("show")
-def show_job(id: UUID, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
+def show_job(id: Id, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     """Show one job with its arguments, result and errors."""
     job = ask(database_url, lambda session: _one(session, id))
     if as_json:
@@ -92,13 +106,13 @@ def show_job(id: UUID, database_url: DatabaseUrl, as_json: AsJson = False) -> No
     rows += [(name, value) for name, value in _more(job) if value]
     table(("job", str(id)), rows, empty="")
     for error in job.errors:
-        out.print(f"\n[bold]attempt {error['attempt']}[/], {error['at']}")
-        out.print(escaped(f"{error['type']}: {error['message']}"), markup=False, style="red")
-        out.print(escaped(error.get("traceback", "")), markup=False, style="dim")
+        say(f"\nattempt {error['attempt']}, {error['at']}", style="bold")
+        say(f"{error['type']}: {error['message']}", style="red")
+        say(error.get("traceback", ""), style="dim")
 
 
 @app.command("explain")
-def explain_job(id: UUID, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
+def explain_job(id: Id, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     """Say why a job does not run."""
     found = ask(database_url, lambda session: explaining.explain(session, id))
     if as_json:
@@ -108,9 +122,9 @@ def explain_job(id: UUID, database_url: DatabaseUrl, as_json: AsJson = False) ->
         )
         return
     for reason in found.reasons:
-        out.print(reason.text, markup=False)
+        say(reason.text)
         for each in reason.jobs:
-            out.print(f"  {each}")
+            say(f"  {each}")
 
 
 def _many(action: Action, verb: str, said: str) -> None:
@@ -139,15 +153,15 @@ def _many(action: Action, verb: str, said: str) -> None:
             change = ask(database_url, lambda session: _change(session, action, ids, dry_run=dry_run))
         else:
             if wanted == JobFilter() and not everything:
-                fail("say which jobs: by ids, by options, or --all", 2)
+                fail("say which jobs: by ids, by options, or --all", EXIT_USAGE)
             change = _in_portions(database_url, action, verb, wanted, dry_run=dry_run, yes=yes or as_json)
         if as_json:
             show(asdict(change) | {"dry_run": dry_run})
         elif dry_run:
-            out.print(f"{change.matched:,} jobs would be {verb}.")
+            say(f"{change.matched:,} jobs would be {verb}.")
         else:
-            out.print(f"{change.changed:,} jobs {verb}.")
-        raise typer.Exit(0 if change.changed or dry_run else 1)
+            say(f"{change.changed:,} jobs {verb}.")
+        raise typer.Exit(0 if change.changed or dry_run else EXIT_REFUSED)
 
     command.__doc__ = said
     app.command(action if action != "run" else "run-now")(command)
@@ -168,18 +182,21 @@ def _in_portions(
         return counted
     many = f"{counted.matched:,}" + (" or more" if counted.matched >= control.MANY else "")
     if not yes and not typer.confirm(f"{many} jobs will be {verb}. Go on?"):
-        raise typer.Exit(1)
-    matched = changed = 0
-    with Progress(console=err, transient=True) as progress:
-        bar = progress.add_task(verb, total=counted.matched)
-        while True:
-            done = ask(database_url, lambda session: _change(session, action, wanted, limit=PORTION))
-            matched, changed = matched + done.matched, changed + done.changed
-            progress.update(bar, advance=done.matched, total=max(counted.matched, matched))
-            # What asks a running job to stop leaves it where it is: it would be found again.
-            if done.matched < PORTION or (action == "cancel" and not done.changed):
-                return Change(matched, changed)
-            time.sleep(PACE)
+        raise typer.Exit(EXIT_REFUSED)
+    change = Change(0, 0)
+    try:
+        with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+            bar = progress.add_task(verb, total=counted.matched)
+            while True:
+                done = ask(database_url, lambda session: _change(session, action, wanted, limit=PORTION))
+                change = Change(change.matched + done.matched, change.changed + done.changed)
+                progress.update(bar, advance=done.matched, total=max(counted.matched, change.matched))
+                # What asks a running job to stop leaves it where it is: it would be found again.
+                if done.matched < PORTION or (action == "cancel" and not done.changed):
+                    return change
+                time.sleep(PACE)
+    except KeyboardInterrupt:
+        fail(f"interrupted: {change.changed:,} jobs {verb} by then; say it again to go on", EXIT_INTERRUPTED)
 
 
 async def _change(
@@ -234,9 +251,9 @@ def _filter(
     try:
         contained = json.loads(arguments) if arguments else {}
     except ValueError as exc:
-        fail(f"--arguments: {exc}", 2)
+        fail(f"--arguments: {exc}", EXIT_USAGE)
     if not isinstance(contained, dict):
-        fail("--arguments: must be a JSON object", 2)
+        fail("--arguments: must be a JSON object", EXIT_USAGE)
     return JobFilter(
         states=states or (),
         queues=queues or (),

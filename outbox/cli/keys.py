@@ -7,7 +7,7 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox import audit, keys
-from outbox.cli.console import AsJson, DatabaseUrl, ago, ask, err, out, show, table
+from outbox.cli.console import AsJson, DatabaseUrl, ago, ask, err, say, show, table
 from outbox.cli.jobs import actor
 from outbox.keys import ApiKey, Scope
 
@@ -37,7 +37,7 @@ def create_key(
     if as_json:
         show(asdict(known) | {"key": key})
         return
-    err.print("This is the only time that it is shown:", style="dim")
+    say("This is the only time that it is shown:", style="dim", to=err)
     typer.echo(key)
 
 
@@ -66,6 +66,7 @@ def list_keys(database_url: DatabaseUrl, as_json: AsJson = False) -> None:
 def revoke_key(
     key: Annotated[str, typer.Argument(metavar="PREFIX|ID", help="as outbox keys ls shows it")],
     database_url: DatabaseUrl,
+    as_json: AsJson = False,
 ) -> None:
     """Have a key open nothing any more, within five seconds."""
 
@@ -75,4 +76,7 @@ def revoke_key(
         return known
 
     known = ask(database_url, revoke)
-    out.print(f"{known.prefix}… ({known.name}) is revoked.", markup=False)
+    if as_json:
+        show(asdict(known))
+    else:
+        say(f"{known.prefix}… ({known.name}) is revoked.")

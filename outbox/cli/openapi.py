@@ -1,13 +1,18 @@
 """``outbox openapi``: the HTTP API as it would be for this Outbox."""
 
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from outbox.cli.console import fail, show
 from outbox.cli.target import Target, load
 
 
-def openapi(target: Target = None) -> None:
+def openapi(
+    target: Target = None,
+    _as_json: Annotated[bool, typer.Option("--json", help="nothing else is ever printed")] = True,
+) -> None:
     """Print the HTTP API of an Outbox as OpenAPI."""
     outbox = load(target)
     try:

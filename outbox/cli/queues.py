@@ -8,13 +8,13 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox import audit, presence, queue, schedule
-from outbox.cli.console import AsJson, DatabaseUrl, ago, ask, out, show, table
+from outbox.cli.console import AsJson, DatabaseUrl, ago, ask, say, show, table
 from outbox.cli.jobs import actor
 
 queues = typer.Typer(no_args_is_help=True, help="Look at queues, pause and resume them.")
 schedules = typer.Typer(no_args_is_help=True, help="Look at schedules, pause, resume and fire them.")
 
-Name = Annotated[str, typer.Argument()]
+Name = Annotated[str, typer.Argument(help="as ls shows it", show_default=False)]
 
 T = TypeVar("T")
 
@@ -44,17 +44,17 @@ def list_queues(database_url: DatabaseUrl, as_json: AsJson = False) -> None:
 
 
 @queues.command("pause")
-def pause_queue(name: Name, database_url: DatabaseUrl) -> None:
+def pause_queue(name: Name, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     """Have no worker claim its jobs any more; those that run go on."""
     ask(database_url, _said("pause", f"queue {name}", lambda session: queue.pause(session, name)))
-    out.print(f"Queue {name} is paused.", markup=False)
+    _tell("Queue", name, paused=True, as_json=as_json)
 
 
 @queues.command("resume")
-def resume_queue(name: Name, database_url: DatabaseUrl) -> None:
+def resume_queue(name: Name, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     """Have workers claim its jobs again."""
     ask(database_url, _said("resume", f"queue {name}", lambda session: queue.resume(session, name)))
-    out.print(f"Queue {name} is not paused.", markup=False)
+    _tell("Queue", name, paused=False, as_json=as_json)
 
 
 @schedules.command("ls")
@@ -72,28 +72,31 @@ def list_schedules(database_url: DatabaseUrl, as_json: AsJson = False) -> None:
 
 
 @schedules.command("pause")
-def pause_schedule(name: Name, database_url: DatabaseUrl) -> None:
+def pause_schedule(name: Name, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     """Have it fire no more until it is resumed."""
     ask(database_url, _said("pause", f"schedule {name}", lambda session: schedule.pause(session, name)))
-    out.print(f"Schedule {name} is paused.", markup=False)
+    _tell("Schedule", name, paused=True, as_json=as_json)
 
 
 @schedules.command("resume")
-def resume_schedule(name: Name, database_url: DatabaseUrl) -> None:
+def resume_schedule(name: Name, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     """Have it fire again from now on."""
     ask(database_url, _said("resume", f"schedule {name}", lambda session: schedule.resume(session, name)))
-    out.print(f"Schedule {name} is not paused.", markup=False)
+    _tell("Schedule", name, paused=False, as_json=as_json)
 
 
 @schedules.command("fire")
-def fire_schedule(name: Name, database_url: DatabaseUrl) -> None:
+def fire_schedule(name: Name, database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     """Enqueue its job now, paused or not."""
     job = ask(database_url, _said("fire", f"schedule {name}", lambda session: schedule.fire(session, name)))
-    out.print(f"{job.id}")
+    if as_json:
+        show({"id": job.id})
+    else:
+        say(f"{job.id}")
 
 
 def list_workers(database_url: DatabaseUrl, as_json: AsJson = False) -> None:
-    """Show which workers are up, and how busy they are."""
+    """Show which workers are up, and how busy."""
     found = ask(database_url, presence.workers)
     if as_json:
         show([asdict(each) for each in found])
@@ -113,6 +116,13 @@ def list_workers(database_url: DatabaseUrl, as_json: AsJson = False) -> None:
     )
     columns = ("worker", "host", "pid", "", "running / slots", "queues", "started", "seen")
     table(columns, rows, empty="No worker is up.")
+
+
+def _tell(kind: str, name: str, *, paused: bool, as_json: bool) -> None:
+    if as_json:
+        show({"name": name, "paused": paused})
+    else:
+        say(f"{kind} {name} is {'paused' if paused else 'not paused'}.")
 
 
 def _said(

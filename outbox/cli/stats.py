@@ -1,5 +1,8 @@
 """``outbox stats``: how it goes, once or as a view that stays."""
 
+import asyncio
+import contextlib
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group
+from rich.console import Group, JustifyMethod
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -15,12 +18,28 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox import presence, queue, statistic
-from outbox.cli.console import AsJson, DatabaseUrl, ago, ask, out, show, span
+from outbox.cli.console import (
+    AsJson,
+    DatabaseUrl,
+    Unanswered,
+    ago,
+    answer,
+    ask,
+    clean,
+    err,
+    out,
+    say,
+    show,
+    span,
+)
 from outbox.queue import QueueState
 from outbox.statistic import Point
 
 BARS = " ▁▂▃▄▅▆▇█"
 MINUTES = 60
+
+PATIENCE = 10.0
+"""Seconds that a look may take."""
 
 
 def stats(
@@ -29,20 +48,65 @@ def stats(
     every: Annotated[float, typer.Option("--every", min=0.5, help="seconds between two looks")] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show throughput, waits and queues of the last hour."""
-    if as_json:
-        show(_as_json(ask(database_url, _look)))
-        return
+    """Show throughput and waits of the last hour. For each queue, what waits in it now."""
+    first = ask(database_url, _look)
     if not watch:
-        out.print(_view(ask(database_url, _look)))
+        _print(first, as_json=as_json)
         return
+    # A SIGTERM, too, leaves the terminal as it was.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        if as_json or not out.is_terminal:
+            _go_on(database_url, every, first, as_json=as_json)
+        else:
+            _stay(database_url, every, first)
+
+
+def _print(seen: "_Seen", *, as_json: bool, indent: int | None = 2) -> None:
+    if as_json:
+        show(_as_json(seen), indent=indent)
+    else:
+        out.print(_view(seen))
+
+
+def _go_on(database_url: str, every: float, seen: "_Seen", *, as_json: bool) -> None:
+    """Print one look after the other, where there is no terminal."""
+    _print(seen, as_json=as_json, indent=None)
+    while True:
+        time.sleep(every)
+        found = _again(database_url)
+        if isinstance(found, str):
+            say(f"outbox: {found}", style="red", to=err)
+        else:
+            _print(found, as_json=as_json, indent=None)
+
+
+def _stay(database_url: str, every: float, seen: "_Seen") -> None:
+    """Keep one view up to date; a database that is gone is waited for."""
+    trouble = ""
+    with Live(console=out, auto_refresh=False, screen=True) as live:
+        while True:
+            head = Text(f"{time.strftime('%H:%M:%S')}, every {every:g} s; Ctrl-C ends it", style="dim")
+            said = Text(clean(f"{trouble}; trying again") if trouble else "", style="bold red")
+            live.update(Group(head, said, _view(seen, out.height - 2)), refresh=True)
+            time.sleep(every)
+            found = _again(database_url)
+            seen, trouble = (seen, found) if isinstance(found, str) else (found, "")
+
+
+def _again(database_url: str) -> "_Seen | str":
+    """One more look, or what has kept it from being taken."""
+
+    async def look() -> _Seen:
+        async with asyncio.timeout(PATIENCE):
+            return await answer(database_url, _look)
+
     try:
-        with Live(_view(ask(database_url, _look)), console=out, auto_refresh=False, screen=out.is_terminal) as live:
-            while True:
-                time.sleep(every)
-                live.update(_view(ask(database_url, _look)), refresh=True)
-    except KeyboardInterrupt:
-        raise typer.Exit from None
+        return asyncio.run(look())
+    except Unanswered as exc:
+        return str(exc)
+    except TimeoutError:
+        return f"the database has not answered within {PATIENCE:g} s"
 
 
 @dataclass(frozen=True)
@@ -61,8 +125,13 @@ async def _look(session: AsyncSession) -> _Seen:
     return _Seen(now, points, await queue.states(session), await presence.workers(session))
 
 
-def _view(seen: _Seen) -> Group:
-    return Group(_sentence(seen), Text(), _tasks(seen), Text(), _queues(seen))
+def _view(seen: _Seen, height: int | None = None) -> Group:
+    """What has been seen, in so many lines at most."""
+    queues = seen.queues if height is None else seen.queues[: max(3, height // 3)]
+    rows = None if height is None else max(3, height - len(queues) - 9)
+    left = len(seen.queues) - len(queues)
+    more = [Text(f"and {left:,} more queues", style="dim")] if left else []
+    return Group(_sentence(seen), Text(), *_tasks(seen, rows), Text(), _queues(queues), *more)
 
 
 def _sentence(seen: _Seen) -> Text:
@@ -76,33 +145,57 @@ def _sentence(seen: _Seen) -> Text:
     return Text(", ".join(parts) + ".", style="bold red" if not up else "bold yellow" if failed else "bold green")
 
 
-def _tasks(seen: _Seen) -> Table:
-    shown = _table("task", "last hour", "succeeded", "failed", "retried", "wait p95", "run p50", "run p99")
-    for task in sorted({point.task for point in seen.points}):
-        points = [point for point in seen.points if point.task == task]
-        waits = statistic.add([point.waits for point in points])
-        runs = statistic.add([point.runs for point in points])
-        quantiles = ((waits, 0.95), (runs, 0.5), (runs, 0.99))
-        shown.add_row(
-            Text(task),
-            _sparkline(seen.now, points),
-            *(f"{_count(points, outcome):,}" for outcome in ("succeeded", "failed", "retried")),
-            *(_seconds(statistic.quantile(counts, share)) for counts, share in quantiles),
-        )
-    return shown
+def _tasks(seen: _Seen, rows: int | None) -> list[Table | Text]:
+    """A table of the tasks that ran, the busiest if there are more than ``rows``."""
+    by_task: dict[str, list[Point]] = {}
+    for point in seen.points:
+        by_task.setdefault(point.task, []).append(point)
+    busiest = sorted(by_task, key=lambda task: -sum(point.count for point in by_task[task]))
+    columns = _columns()
+    shown = _table("task", *columns)
+    for task in sorted(busiest[:rows]):
+        cells = _cells(seen.now, by_task[task])
+        shown.add_row(_name(task, columns), *(cells[column] for column in columns))
+    left = len(busiest) - len(busiest[:rows])
+    return [shown, Text(f"and {left:,} more tasks", style="dim")] if left else [shown]
 
 
-def _queues(seen: _Seen) -> Table:
-    shown = _table("queue", "", "ready", "oldest", "scheduled", "running", "slots")
-    for each in seen.queues:
+def _columns() -> tuple[str, ...]:
+    """Those for which there is room."""
+    if out.width >= 100:
+        return ("last hour", "succeeded", "failed", "retried", "wait p95", "run p50", "run p99")
+    return ("last hour", "succeeded", "failed", "run p99") if out.width >= 80 else ("last hour", "succeeded", "failed")
+
+
+def _cells(now: datetime, points: Sequence[Point]) -> dict[str, Text | str]:
+    waits = statistic.add([point.waits for point in points])
+    runs = statistic.add([point.runs for point in points])
+    return {
+        "last hour": _sparkline(now, points),
+        **{outcome: f"{_count(points, outcome):,}" for outcome in ("succeeded", "failed", "retried")},
+        "wait p95": _seconds(statistic.quantile(waits, 0.95)),
+        "run p50": _seconds(statistic.quantile(runs, 0.5)),
+        "run p99": _seconds(statistic.quantile(runs, 0.99)),
+    }
+
+
+def _name(name: str, columns: Sequence[str]) -> Text:
+    """A name in what the others leave of the line."""
+    others = sum(max(len(column), 9) + 2 for column in columns if column != "last hour") + 2 + MINUTES // 3
+    text = Text(clean(name, keep=""))
+    text.truncate(max(12, min(60, out.width - others)), overflow="ellipsis")
+    return text
+
+
+def _queues(queues: Sequence[QueueState]) -> Table:
+    columns = ("ready", "oldest", "scheduled", "running", "slots")
+    shown = _table("queue", *columns)
+    for each in queues:
+        name = _name(each.name, columns)
+        if each.paused_at:
+            name.append(" paused", "yellow")
         shown.add_row(
-            Text(each.name),
-            Text("paused", style="yellow") if each.paused_at else "",
-            f"{each.ready:,}",
-            ago(each.oldest),
-            f"{each.scheduled:,}",
-            f"{each.running:,}",
-            f"{each.slots:,}",
+            name, f"{each.ready:,}", ago(each.oldest), f"{each.scheduled:,}", f"{each.running:,}", f"{each.slots:,}"
         )
     return shown
 
@@ -110,7 +203,8 @@ def _queues(seen: _Seen) -> Table:
 def _table(*columns: str) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        shown.add_column(column, justify="left" if column in ("task", "queue", "last hour", "") else "right")
+        justify: JustifyMethod = "left" if column in ("task", "queue", "last hour") else "right"
+        shown.add_column(column, justify=justify, no_wrap=True)
     return shown
 
 

@@ -1,6 +1,7 @@
 """``outbox worker``: run jobs until stopped."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -8,16 +9,22 @@ import signal
 import sys
 import threading
 import time
-from typing import Annotated, Any
+from collections.abc import Coroutine
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from outbox import events
-from outbox.cli.console import EXIT_CONFIG, EXIT_FORCED, DatabaseUrl, fail
+from outbox.cli.console import EXIT_CONFIG, EXIT_FORCED, EXIT_USAGE, DatabaseUrl, err, fail, say
+from outbox.cli.lines import JsonLines
 from outbox.cli.target import Target, load
 from outbox.errors import OutboxError
 from outbox.settings import WorkerSettings
 from outbox.worker import Worker
+
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], typer.Option(envvar="OUTBOX_LOG_LEVEL", help="from which level on")
+]
 
 
 def worker(
@@ -43,16 +50,18 @@ def worker(
     wake_up: Annotated[
         bool, typer.Option(envvar="OUTBOX_WAKE_UP", help="listen for hints; not through a pooler")
     ] = True,
-    log_level: Annotated[str, typer.Option(envvar="OUTBOX_LOG_LEVEL", help="debug, info, warning, error")] = "info",
+    log_level: LogLevel = "info",
+    as_json: Annotated[bool, typer.Option("--json", help="write the log as lines of JSON, to stdout")] = False,
 ) -> None:
     """Run jobs until stopped. SIGTERM or Ctrl-C stops in good order, a second one at once.
 
     Exit status: 0 stopped in good order; 75 handlers were left behind, their jobs handed back; 78 misconfigured.
     """
-    logging.basicConfig(level=log_level.upper(), format=events.FORMAT)
+    log(log_level, as_json=as_json)
+    queues, outbox = dict(map(slots, queue)), load(target)
     try:
         settings = WorkerSettings(
-            queues=dict(map(_slots, queue)),
+            queues=queues,
             lease=lease,
             grace=grace,
             prefetch=prefetch,
@@ -60,20 +69,34 @@ def worker(
             max_jobs_per_child=max_jobs_per_child,
             wake_up=wake_up,
         )
-        code = 0 if _run(_serve(Worker(load(target), database_url, settings))) else EXIT_FORCED
+        code = 0 if run(serve(Worker(outbox, database_url, settings))) else EXIT_FORCED
     except OutboxError as exc:
-        typer.secho(f"outbox: {exc}", err=True, fg=typer.colors.RED)
+        say(f"outbox: {exc}", style="red", to=err)
         code = EXIT_CONFIG
     except Exception:
         logging.getLogger("outbox").exception("worker_crashed")
         code = 1
+    leave(code)
+
+
+def log(level: str, *, as_json: bool) -> None:
+    """Have everything logged, as text to stderr or as JSON to stdout."""
+    handler: logging.Handler = logging.StreamHandler(sys.stdout if as_json else sys.stderr)
+    handler.setFormatter(JsonLines() if as_json else logging.Formatter(events.FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def leave(code: int) -> NoReturn:
+    """End the process."""
     logging.shutdown()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()
     # Not sys.exit: that would wait for threads, and a handler left behind in one may never end.
     os._exit(code)
 
 
-async def _serve(worker: Worker) -> bool:
+async def serve(worker: Worker) -> bool:
+    """Run the worker; SIGTERM and SIGINT stop it, asked twice at once. Whether all handlers ended."""
     loop = asyncio.get_running_loop()
 
     # Not loop.add_signal_handler: a handler that blocks the event loop must not keep the process from leaving.
@@ -99,7 +122,8 @@ def _leave_after(worker: Worker, hurry: threading.Event) -> None:
     os._exit(EXIT_FORCED)
 
 
-def _run(serving: Any) -> bool:
+def run(serving: Coroutine[Any, Any, bool]) -> bool:
+    """Run it on the fastest event loop that there is."""
     # What is there by now stays; of what comes, claims live for moments and are in no circles. With Python's own
     # settings a busy worker spends a tenth of its time on looking through them.
     gc.freeze()
@@ -111,14 +135,14 @@ def _run(serving: Any) -> bool:
     else:
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     # Not closed: closing would wait for handlers that swallow their cancellation.
-    all_ended: bool = runner.run(serving)
-    return all_ended
+    return runner.run(serving)
 
 
-def _slots(given: str) -> tuple[str, int]:
-    name, separator, slots = given.rpartition(":")
+def slots(given: str) -> tuple[str, int]:
+    """A queue and its slots, from ``NAME:SLOTS``; ten unless given."""
+    name, separator, number = given.rpartition(":")
     if not separator:
         return given, 10
-    if not slots.isdigit():
-        fail(f"--queue {given!r}: write NAME:SLOTS, as in mail:10")
-    return name, int(slots)
+    if not number.isdecimal():
+        fail(f"--queue {given!r}: write NAME:SLOTS, as in mail:10", EXIT_USAGE)
+    return name, int(number)

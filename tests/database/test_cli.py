@@ -3,17 +3,22 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from outbox.cli import command
 from outbox.connection import Link
 from outbox.presence import Presence
+from tests.commands import ARGUMENTS, invoke, leaves
 from tests.factories import new_id, plant, read
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,8 +81,8 @@ async def test_what_a_job_says_does_nothing_to_a_terminal(cli: Cli, engine: Asyn
     id = await plant(
         engine, "failed", payload={"to": evil}, result={"ä": evil}, errors=[error], progress=None, tags=[evil]
     )
-    for command in (("show", id), ("ls",), ("show", id, "--json"), ("explain", id)):
-        printed = await cli("jobs", *command)
+    for words in (("show", id), ("ls",), ("show", id, "--json"), ("explain", id)):
+        printed = await cli("jobs", *words)
         assert all(each.isprintable() or each == "\n" for each in printed), ascii(printed)
     assert "line 1\n" in await cli("jobs", "show", id)
     assert (await cli.json("jobs", "show", id))["payload"] == {"to": evil}
@@ -175,7 +180,7 @@ async def test_keys_are_made_listed_and_revoked(cli: Cli, db: asyncpg.Connection
 
 async def test_every_option_can_be_said_in_the_environment(cli: Cli, engine: AsyncEngine) -> None:
     ids = [await plant(engine) for _ in range(3)]
-    listed = json.loads(await cli("jobs", "ls", OUTBOX_JOBS_LS_LIMIT="1", OUTBOX_JOBS_LS_AS_JSON="1"))
+    listed = json.loads(await cli("jobs", "ls", OUTBOX_JOBS_LS_LIMIT="1", OUTBOX_JOBS_LS_JSON="1"))
     assert [job["id"] for job in listed] == [str(ids[-1])]
 
 
@@ -201,3 +206,173 @@ async def test_the_project_says_which_outbox(cli: Cli, tmp_path: Path) -> None:
 async def test_the_api_as_openapi(cli: Cli) -> None:
     said = json.loads(await cli("openapi", "api.handlers:outbox"))
     assert said["paths"]["/v1/jobs/{job_id}"]["get"]["operationId"] == "jobs_get"
+
+
+REFUSED = {"jobs show", "jobs explain", "schedules pause", "schedules resume", "schedules fire", "keys revoke"}
+"""Commands that there is nothing to do for in an empty database."""
+
+LEAVES = sorted(path for path, _ in leaves(command()) if path not in ("worker", "dev"))
+
+
+@pytest.mark.parametrize("path", LEAVES)
+async def test_json_is_json_where_there_is_nothing(
+    path: str, database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    # In a thread, for commands bring an event loop of their own.
+    status, out, err = await asyncio.to_thread(invoke, capsys, *path.split(), *ARGUMENTS.get(path, ()), "--json")
+    if path in REFUSED:
+        assert (status, out, err.count("\n")) == (1, "", 1)
+    else:
+        assert status in (0, 1)
+        assert isinstance(json.loads(out), list | dict)
+        assert err == ""
+
+
+HOSTILE = "[red]\u202e\x1b[2J" + "x" * 150
+
+SHOWN = r"[red]\u202e\x1b[2Jxxx"
+
+
+@pytest.mark.parametrize("columns", ["60", "200"])
+async def test_whatever_is_in_a_row_is_shown_to_the_letter(
+    cli: Cli, engine: AsyncEngine, db: asyncpg.Connection, link: Link, columns: str
+) -> None:
+    error = {"type": "E", "message": HOSTILE, "traceback": f"  File {HOSTILE}", "attempt": 1, "at": "2026-01-01"}
+    failed = await plant(engine, "failed", task=HOSTILE, queue=HOSTILE, payload={HOSTILE: HOSTILE}, errors=[error])
+    waiting = await plant(engine, task=HOSTILE, queue=HOSTILE, group_key=HOSTILE, tags=[HOSTILE], tenant=HOSTILE)
+    await db.execute(
+        "insert into outbox.statistic values (60, date_trunc('minute', now()), $1, $1, 'succeeded', 7, '{7}', '{7}')",
+        HOSTILE,
+    )
+    await Presence(id=new_id(), queues={HOSTILE: 1}, tasks={"noop": 1}, lease=30.0).appear(link)
+    doings: list[tuple[object, ...]] = [
+        ("jobs", "ls"), ("jobs", "show", failed), ("jobs", "show", waiting), ("jobs", "explain", waiting),
+        ("queues", "ls"), ("workers",), ("stats",),
+    ]  # fmt: skip
+    for doing in doings:
+        said = await cli(*doing, COLUMNS=columns)
+        assert "[red]" in said, doing
+        assert not {each for each in said if not each.isprintable()} - {"\n"}, doing
+    assert SHOWN in await cli("doctor", status=1, COLUMNS=columns)
+    assert SHOWN in await cli("check", "api.handlers:outbox", status=1, COLUMNS=columns)
+    # For programs nothing is changed.
+    assert {job["task"] for job in await cli.json("jobs", "ls")} == {HOSTILE}
+
+
+async def test_colours_are_for_terminals_that_want_them(cli: Cli, engine: AsyncEngine) -> None:
+    id = await plant(engine, "failed", errors=[{"type": "E", "message": "m", "attempt": 1, "at": "2026-01-01"}])
+    assert "\x1b[" in await cli("jobs", "show", id, FORCE_COLOR="1")
+    assert "\x1b[3" not in await cli("jobs", "show", id, FORCE_COLOR="1", NO_COLOR="1")
+    assert "\x1b" not in await cli("jobs", "show", id)
+
+
+async def test_nothing_is_folded_where_no_terminal_is(cli: Cli, engine: AsyncEngine) -> None:
+    id = await plant(engine, task="t" * 120, queue="q" * 100)
+    [_, row] = (await cli("jobs", "ls", COLUMNS="")).splitlines()
+    assert row.split()[:3] == [str(id), "t" * 120, "q" * 100]
+
+
+async def test_a_reader_that_leaves_is_no_traceback(cli: Cli, db: asyncpg.Connection, database_url: str) -> None:
+    await db.execute(
+        "insert into outbox.finished_job (id, task, state) "
+        "select outbox.uuid7(), 'noop', 'failed' from generate_series(1, 2000)"
+    )
+    for arguments in (["jobs", "ls", "--limit", "2000"], ["jobs", "ls", "--limit", "2000", "--json"]):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "outbox", *arguments),
+            cwd=ROOT,
+            env={**os.environ, "DATABASE_URL": database_url},
+            stdout=(pipe := os.pipe())[1],
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.close(pipe[1])
+        os.close(pipe[0])
+        _, complaints = await process.communicate()
+        assert (process.returncode, complaints.decode()) == (1, "")
+
+
+async def test_without_a_schema_the_fix_is_said(cli: Cli, db: asyncpg.Connection) -> None:
+    await db.execute("drop schema outbox cascade")
+    for doing in (("jobs", "ls"), ("stats", "--watch"), ("check", "api.handlers:outbox"), ("keys", "ls")):
+        said = await cli(*doing, status=78)
+        assert "run: outbox migrate" in said
+        assert said.count("\n") == 1
+    assert "outbox migrate" in await cli("worker", "api.handlers:outbox", status=78)
+    found = await cli.json("doctor", status=1)
+    assert (found["findings"][0]["check"], found["findings"][0]["level"]) == ("schema", "problem")
+    assert not [each for each in found["findings"] if "could not be checked" in each["text"]]
+    assert (await cli.json("migrate"))["before"] == 0
+    assert (await cli.json("migrate"))["before"] > 0
+    assert json.loads(await cli("jobs", "ls", "--json")) == []
+
+
+async def test_an_address_with_what_only_libpq_knows(cli: Cli, database_url: str) -> None:
+    url = make_url(database_url).update_query_dict({"sslmode": "prefer"})
+    assert "No jobs." in await cli("jobs", "ls", DATABASE_URL=url.render_as_string(hide_password=False))
+
+
+async def test_code_that_cannot_be_imported_is_a_line_with_its_place(cli: Cli, tmp_path: Path) -> None:
+    for code, said in {
+        "def (": "shop.py:1: SyntaxError",
+        "import json\njson.loads('x')": "shop.py:2: JSONDecodeError",
+        "import nowhere": "shop.py:1: ModuleNotFoundError: No module named 'nowhere'",
+        "raise SystemError('a\\x1b[2J')": r"shop.py:1: SystemError: a\x1b[2J",
+    }.items():
+        (tmp_path / "shop.py").write_text(code)
+        for doing in ("check", "worker"):
+            printed = await cli(doing, "shop:queue", status=78, cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
+            assert said in printed
+            assert printed.count("\n") == 1
+
+
+async def test_a_check_for_programs(cli: Cli, engine: AsyncEngine) -> None:
+    id = await plant(engine, task="unknown")
+    found = await cli.json("check", "api.handlers:outbox", status=1)
+    assert (found["checked"], found["problems"][0]["task"], found["problems"][0]["examples"]) == (
+        1,
+        "unknown",
+        [str(id)],
+    )
+
+
+async def test_a_worker_that_logs_json(cli: Cli, database_url: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "outbox", "worker", "api.handlers:outbox", "--json"),
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": database_url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    first = json.loads(await process.stdout.readline())
+    assert (first["event"], first["level"], first["fields"]["queues"]) == ("worker_started", "info", {"default": 10})
+    process.terminate()
+    printed, complaints = await process.communicate()
+    events = [json.loads(line)["event"] for line in printed.splitlines()]
+    assert (events[-1], complaints, process.returncode) == ("worker_stopped", b"", 0)
+
+
+async def test_ctrl_c_says_how_many_were_changed(cli: Cli, db: asyncpg.Connection, database_url: str) -> None:
+    await db.execute(
+        "insert into outbox.finished_job (id, task, state) "
+        "select outbox.uuid7(), 'noop', 'failed' from generate_series(1, 20000)"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "outbox", "jobs", "retry", "--all", "--yes"),
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": database_url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+    async def some() -> bool:
+        return bool(await db.fetchval("select count(*) from outbox.live_job"))
+
+    await eventually(some)
+    process.send_signal(signal.SIGINT)
+    printed, complaints = await process.communicate()
+    changed = await db.fetchval("select count(*) from outbox.live_job")
+    assert (process.returncode, printed) == (130, b"")
+    assert 0 < changed < 20_000
+    assert f"interrupted: {changed:,} jobs enqueued again by then" in complaints.decode()

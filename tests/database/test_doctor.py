@@ -121,6 +121,13 @@ async def test_a_schema_of_another_release(engine: AsyncEngine, db: asyncpg.Conn
     assert (finding.level, "outbox migrate" in finding.fix) == ("problem", True)
 
 
+async def test_without_a_schema_only_that_is_said_of_it(engine: AsyncEngine, db: asyncpg.Connection) -> None:
+    await db.execute("drop schema outbox cascade")
+    found = await diagnosed(engine)
+    assert (levels(found, "schema"), "outbox migrate" in found["schema"][0].fix) == (["problem"], True)
+    assert "could not be checked" not in str(found)
+
+
 async def test_a_clock_that_is_wrong(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert levels(await diagnosed(engine), "clock") == ["ok"]
     monkeypatch.setattr(doctor, "SKEW", -1.0)

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from pydantic import TypeAdapter
 
+from api.handlers import outbox
 from tests.service.servers import service
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = ROOT / "docs" / "openapi.json"
+
+REF = "#/components/schemas/{model}"
 
 EXAMPLES = int(os.environ.get("OUTBOX_TEST_API_EXAMPLES", "10"))
 
@@ -38,6 +42,23 @@ def test_what_may_go_wrong_is_written_down_as_a_problem(app: FastAPI) -> None:
             for status, answer in operation["responses"].items():
                 if status >= "400" and path.startswith("/v1/jobs"):
                     assert "application/problem+json" in answer.get("content", {}), (path, status)
+
+
+def test_the_answer_about_a_job_shows_the_result_of_its_task(app: FastAPI) -> None:
+    described = app.openapi()
+    schemas = described["components"]["schemas"]
+    answer = described["paths"]["/v1/jobs/{job_id}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    *typed, anything = (schemas[each["$ref"].rpartition("/")[2]] for each in answer["anyOf"])
+    shown = {each["properties"]["task"]["const"]: each["properties"]["result"]["anyOf"] for each in typed}
+    assert anything["properties"]["task"] == {"type": "string", "title": "Task"}  # a job of somebody else's task
+    assert shown.keys() == {task.name for task in outbox if task.shows_result}
+    assert {"send_receipt", "compute_revenue", "import_customers", "report_yesterday"} <= shown.keys()
+    for name, (result, nothing) in shown.items():
+        expected = TypeAdapter(outbox[name].result_type).json_schema(mode="serialization", ref_template=REF)
+        found = schemas[result["$ref"].rpartition("/")[2]] if "$ref" in result else result
+        assert found.get("properties") == expected.get("properties"), name
+        assert (found["type"], found.get("required")) == (expected["type"], expected.get("required")), name
+        assert nothing == {"type": "null"}  # it has not ended yet, or may not be seen
 
 
 @pytest.mark.timeout(600)
