@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from outbox.cli import command
 from outbox.connection import Link
 from outbox.presence import Presence
+from tests import forks
 from tests.commands import ARGUMENTS, invoke, leaves
 from tests.factories import new_id, plant, read
 from tests.waiting import eventually
@@ -32,20 +33,16 @@ class Cli:
     async def __call__(
         self, *arguments: object, status: int = 0, answer: str = "", cwd: Path = ROOT, **environment: str
     ) -> str:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "outbox",
-            *map(str, arguments),
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "DATABASE_URL": self._url, **environment},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        printed, _ = await process.communicate(answer.encode())
-        assert process.returncode == status, printed.decode()
-        return printed.decode()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "200",
+            "DATABASE_URL": self._url,
+            **environment,
+        }
+        code, printed = await forks.outbox([*map(str, arguments)], environment, cwd=cwd, answer=answer)
+        assert code == status, printed
+        return printed
 
     async def json(self, *arguments: object, **options: Any) -> Any:
         return json.loads(await self(*arguments, "--json", **options))

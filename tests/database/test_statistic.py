@@ -38,7 +38,7 @@ def counted(count: int, task: str = "noop", ran: float = 0.01) -> Tally:
 async def test_what_is_written_twice_adds_up(sessions: Sessions, link: Link) -> None:
     for count, ran in ((3, 0.01), (4, 100.0)):
         await statistic.write(link, counted(count, ran=ran).take())
-    for span in ("minute", "hour"):
+    for span in ("minute", "ten minutes", "hour"):
         points = await read(sessions, span=span, step=3 * 3600)
         [point] = points
         assert (point.queue, point.task, point.outcome, point.count) == ("default", "noop", "succeeded", 7)
@@ -71,16 +71,47 @@ async def test_filters_and_steps(sessions: Sessions, link: Link) -> None:
 
 
 async def test_old_counts_are_forgotten(db: asyncpg.Connection, link: Link) -> None:
-    for seconds, days in ((60, 2), (60, 4), (3600, 4), (3600, 101)):
+    for seconds, hours in ((60, 2), (60, 25), (600, 25), (600, 170), (3600, 170), (3600, 2401)):
         await db.execute(
             "insert into outbox.statistic "
-            "values ($1, now() - make_interval(days => $2), 'q', 't', 'failed', 1, '{}', '{}')",
+            "values ($1, now() - make_interval(hours => $2), 'q', 't', 'failed', 1, '{}', '{}')",
             seconds,
-            days,
+            hours,
+        )
+        await db.execute(
+            "insert into outbox.backlog values (now() - make_interval(hours => $1), $2, 1, 0, 0, 0)",
+            hours,
+            str(seconds),
         )
     await maintenance.keep_partitions(link, 14)
-    kept = await db.fetch("select seconds, (now()::date - starts_at::date) as days from outbox.statistic order by 1, 2")
-    assert [tuple(row) for row in kept] == [(60, 2), (3600, 4)]
+    kept = await db.fetch(
+        "select seconds, round(extract(epoch from now() - starts_at) / 3600) from outbox.statistic order by 1"
+    )
+    assert [tuple(row) for row in kept] == [(60, 2), (600, 25), (3600, 170)]
+    hours = await db.fetch("select round(extract(epoch from now() - at) / 3600) from outbox.backlog order by at desc")
+    assert [row[0] for row in hours] == [2, 25, 25, 170, 170]
+
+
+async def test_one_worker_writes_down_how_queues_stand_once_a_minute(
+    sessions: Sessions, engine: AsyncEngine, link: Link, other_link: Link
+) -> None:
+    await plant_many(engine, 3, queue="mail", ago=90)
+    await plant(engine, "running", queue="mail")
+    await plant(engine, "scheduled", queue="later")
+    for each in (link, other_link, link):
+        await statistic.record(each)
+    now = datetime.now(UTC)
+    async with sessions() as session:
+        seen = await statistic.backlog(session, now - HOUR, now + HOUR, step=7200)
+    assert [(each.queue, each.ready, each.running) for each in seen] == [("later", 0, 0), ("mail", 3, 1)]
+    assert seen[1].waited >= 90
+
+
+async def test_a_queue_that_has_emptied_is_written_down_as_empty(db: asyncpg.Connection, link: Link) -> None:
+    await db.execute("insert into outbox.backlog values (now() - interval '1 minute', 'mail', 7, 0, 0, 1)")
+    await statistic.record(link)
+    rows = await db.fetch("select ready from outbox.backlog where queue = 'mail' order by at")
+    assert [row["ready"] for row in rows] == [7, 0]
 
 
 async def test_a_worker_counts_its_attempts_to_the_last(
