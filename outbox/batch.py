@@ -51,6 +51,19 @@ class BatchState:
     finished_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """What is enqueued when the last job of a batch has ended.
+
+    :ivar outcome: whether on success, on failure, or complete: in either case.
+    :ivar id: which the job gets, if it comes to that.
+    """
+
+    outcome: str
+    task: str
+    id: UUID
+
+
 Callback = Task[[BatchSummary], Any] | Call[[BatchSummary], Any]
 
 
@@ -120,6 +133,12 @@ _PAGE = text(
     f"select {_COLUMNS} from outbox.batch where {_MINE} and (cast(:before as uuid) is null or id < :before) "
     "order by id desc limit :limit"
 )
+_FOLLOW_UPS = text(
+    """
+    select call ->> 'outcome' as outcome, call ->> 'task' as task, (call ->> 'id')::uuid as id
+    from outbox.batch, jsonb_array_elements(callbacks) as call where batch.id = :id
+    """
+)
 _CANCEL = text("select * from outbox.cancel_batch(:id)")
 
 
@@ -145,6 +164,11 @@ async def page(
     """
     values = {"limit": limit, "before": before, "tenant": tenant}
     return [BatchState(**row) for row in (await connection.execute(_PAGE, values)).mappings()]
+
+
+async def follow_ups(connection: AsyncSession | AsyncConnection, id: UUID) -> list[FollowUp]:
+    """What is enqueued when the last job of the batch has ended."""
+    return [FollowUp(*row) for row in await connection.execute(_FOLLOW_UPS, {"id": id})]
 
 
 async def cancel(connection: AsyncSession | AsyncConnection, id: UUID, *, tenant: str | None = None) -> BatchState:

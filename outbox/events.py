@@ -21,6 +21,7 @@
     partition_busy      statement                   (debug) a lock was not free; tried again later
     loop_blocked        seconds                     a handler held the event loop; nothing else ran meanwhile
     hint_lost           error                       (debug) a wake-up could not be sent; polling finds the jobs
+    duty_failed         duty, error                 the database refuses what a heartbeat does; its other duties go on
     heartbeat_alone     error                       (debug) the worker's loop was gone before its heartbeat
 
 The library logs through ``logging.getLogger("outbox")`` with the event as the message and its fields in ``extra``.

@@ -5,6 +5,7 @@ that loop: leases are renewed, progress is written, cancel requests are read, an
 """
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -46,6 +47,9 @@ RECORD = 60.0
 
 FAREWELL = 2.0
 """Seconds that a stopping worker gives its heartbeat to say goodbye."""
+
+REFUSED = ("22", "23", "42")
+"""Classes of errors that are a statement's own, and come again with it: a value, a rule, a right or a table."""
 
 LAST_WORDS = 5.0
 """Seconds at most to hand jobs back when the worker has to be left."""
@@ -108,6 +112,9 @@ class Heartbeat:
     def stop(self) -> None:
         """Ask the thread to end; it does within a second, or is left behind."""
         self._stopped.set()
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(self._rest.set)
 
     async def ended(self) -> None:
         """Return once the thread has ended, or has had its time to."""
@@ -132,6 +139,8 @@ class Heartbeat:
         asyncio.run(self._beat())
 
     async def _beat(self) -> None:
+        self._rest = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         # A beat and its longest wait must fit into the lease twice.
         self._link = Link(
             self._url,
@@ -157,8 +166,7 @@ class Heartbeat:
             try:
                 for duty in duties:
                     if duty.due <= now:
-                        after = await duty.perform()
-                        duty.due = now + (duty.every if after is None else after)
+                        duty.due = now + await _perform(duty)
             except Exception as exc:  # noqa: BLE001 - a heartbeat that stops for any reason is a worker that dies
                 # Others may have lost the database too: they get a lease's time to renew before they count as dead.
                 # That somebody holds a lock is no such thing.
@@ -166,7 +174,10 @@ class Heartbeat:
                     self._rescue_from = time.monotonic() + self._settings.lease
                 await self._link.pause(exc)
                 continue
-            await asyncio.sleep(max(0.01, min(0.25, min(duty.due for duty in duties) - time.monotonic())))
+            pause = max(0.01, min(0.25, min(duty.due for duty in duties) - time.monotonic()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._rest.wait()
         await self._say_goodbye()
 
     async def _say_goodbye(self) -> None:
@@ -247,3 +258,19 @@ class Heartbeat:
             self._worker_loop.call_soon_threadsafe(tell, *what)
         except RuntimeError as exc:  # the worker's loop is closed: nobody is left to be told
             events.emit(events.DEBUG, "heartbeat_alone", error=exc)
+
+
+async def _perform(duty: _Duty) -> float:
+    """Do it; in how many seconds it is due again.
+
+    What the database refuses for good, for a right or a table that is missing, keeps no other duty from being done.
+    """
+    try:
+        after = await duty.perform()
+    except asyncpg.PostgresError as exc:
+        if (exc.sqlstate or "")[:2] not in REFUSED:
+            raise
+        name = getattr(duty.perform, "__name__", "").strip("_")
+        events.emit(events.ERROR, "duty_failed", duty=name, error=f"{type(exc).__name__}: {exc}")
+        return max(duty.every, 1.0)
+    return duty.every if after is None else after

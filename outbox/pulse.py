@@ -47,13 +47,17 @@ class Listener:
 
 
 class Pulse:
-    """Looks for everybody whether anything has changed, while somebody listens."""
+    """Looks for everybody whether anything has changed, while somebody listens.
+
+    :ivar looks: how many times it has looked.
+    """
 
     def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
         self._sessions = sessions
         self._listeners: set[Listener] = set()
         self._looking: asyncio.Task[None] | None = None
         self._closed = False
+        self.looks = 0
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Listener]:
@@ -90,6 +94,7 @@ class Pulse:
     async def _look_for_ever(self) -> None:
         seen: object = None
         while True:
+            self.looks += 1
             try:
                 async with self._sessions() as session:
                     now: object = (await session.execute(_LOOK)).one()

@@ -365,3 +365,15 @@ async def test_the_api_of_the_page_is_closed_and_opens_for_those_it_names(
             listed = (await client.get("/v1/jobs", headers=headers)).json()["data"]
             assert len(listed) == seen
             assert str(mine) in {job["id"] for job in listed}
+
+
+async def test_the_dashboard_of_the_page_opens_for_those_with_a_key(sessions: Sessions, engine: AsyncEngine) -> None:
+    app = load(ROOT / "docs" / "examples" / "dashboard.py").app_with_dashboard(Outbox(), sessions)
+    id = await plant(engine)
+    async with sessions.begin() as session:
+        _, key = await keys.create(session, "ada", [keys.Scope.READ])
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://shop.test") as client:
+        assert (await client.get("/outbox/jobs")).headers["location"].startswith("/outbox/login")
+        await client.post("/outbox/login", data={"key": key})
+        assert str(id) in (await client.get("/outbox/jobs")).text

@@ -42,7 +42,8 @@ def area(api: Api) -> APIRouter:
             raise BatchNotFound(batch_id)
         jobs = (await status.page(session, JobFilter(batch=batch_id, tenant=who.tenant), limit=PAGE)).jobs
         tied = await family(session, [job.id for job in jobs], tenant=who.tenant)
-        return page(request, "batch", who, batch=state, jobs=jobs, graph=graph.draw(tied), more=tied.more)
+        then = await batch.follow_ups(session, batch_id)
+        return page(request, "batch", who, batch=state, jobs=jobs, then=then, graph=graph.draw(tied), more=tied.more)
 
     @router.post("/{batch_id}/cancel")
     async def cancel_batch(

@@ -20,6 +20,7 @@ from outbox.fastapi.access import Principal
 from outbox.fastapi.api import Api, found
 from outbox.fastapi.operations import change_many, change_one
 from outbox.job import TERMINAL, Job, State
+from outbox.keys import Scope
 from outbox.newjob import PRIORITIES
 from outbox.status import MAX_PAGE, JobFilter
 
@@ -96,7 +97,7 @@ async def _list(api: Api, session: AsyncSession, who: Principal, text: str, befo
     search, error, jobs = Search(), "", status.Page([], None)
     try:
         search = parse(text)
-        jobs = await status.page(session, search.wanted(datetime.now(UTC), who.tenant), limit=PAGE, before=before)
+        jobs = await status.page(session, _wanted(search, who), limit=PAGE, before=before)
     except SearchError as exc:
         error = str(exc)
     return {
@@ -159,9 +160,13 @@ def _portion(
 
 def _which(text: str, ids: list[UUID], who: Principal) -> JobFilter | list[UUID]:
     try:
-        return ids or _search(text).wanted(datetime.now(UTC), who.tenant)
+        return ids or _wanted(_search(text), who)
     except SearchError as exc:
         raise HTTPException(422, str(exc)) from exc
+
+
+def _wanted(search: Search, who: Principal) -> JobFilter:
+    return search.wanted(datetime.now(UTC), who.tenant, payloads=who.may(Scope.READ_PAYLOAD))
 
 
 def _search(text: str) -> Search:

@@ -71,11 +71,15 @@ class Search:
         """All values of a word."""
         return [value for name, value in self.terms if name == word]
 
-    def wanted(self, now: datetime, tenant: str | None) -> JobFilter:
-        """The same in the library's words, among the jobs of that tenant.
+    def wanted(self, now: datetime, tenant: str | None = None, *, payloads: bool = True) -> JobFilter:
+        """The same in the library's words.
 
-        :raises SearchError: if a value is none for its word.
+        :param tenant: whose jobs alone are seen.
+        :param payloads: whether arguments may be asked about: who may not see them could guess them.
+        :raises SearchError: if a value is none for its word, or is not to be asked for.
         """
+        if not payloads and self != self.without_arguments():
+            raise SearchError("args: looking for jobs by their arguments needs the scope read:payload")
         return JobFilter(
             states=[_state(value) for value in self.values("state")],
             queues=self.values("queue"),

@@ -14,7 +14,7 @@ from typing import Any
 from api.postgres import binaries, embedded
 from outbox import connection
 from tests import pooler
-from tests.benchmarks import bench, drain, enqueue, floor, idle, latency, pressure, report, soak
+from tests.benchmarks import bench, drain, enqueue, floor, idle, latency, pages, pressure, report, soak
 from tests.benchmarks.peers import PEERS, Peer, PeerFailed, run, stores
 from tests.benchmarks.report import Row, above, at_least, at_most, below, draw, say, told
 
@@ -149,6 +149,13 @@ def _beside(growth: tuple[float, float]) -> tuple[float, str, float]:
     return growth[0], "second third", growth[1]
 
 
+async def dashboards(server: str, *, full: bool) -> list[Row]:
+    """Every page of the dashboard beside very many jobs."""
+    took = await pages.beside(server, *((10_000_000, 1_000_000) if full else (1_000_000, 100_000)))
+    rows = [below(f"page: {name}, ms", each, 500) for name, each in took.items()]
+    return sorted(rows, key=lambda row: -row.ours)
+
+
 async def peers(server: str, *, full: bool) -> list[Row]:
     """Other queues, in turns with ours."""
     rows = []
@@ -223,7 +230,7 @@ MAIN: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "pressure": pressures,
     "history": histories,
 }
-FULL = MAIN | {"soak": soaks, "peers": peers}
+FULL = MAIN | {"pages": dashboards, "soak": soaks, "peers": peers}
 
 
 async def _floor(server: str, jobs: int, batch: int) -> float:

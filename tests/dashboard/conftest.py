@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from outbox import Outbox, keys, queue, schedule
-from outbox.batch import Batch
+from outbox.batch import Batch, BatchSummary
 from outbox.dashboard import outbox_dashboard
 from outbox.fastapi import api_keys, local_only, outbox_router, problem_handlers
 from outbox.keys import Scope
@@ -44,6 +44,9 @@ def outbox() -> Outbox:
     @outbox.task()
     async def noop(n: int = 0) -> int:
         return n
+
+    @outbox.task()
+    async def summarize(batch: BatchSummary) -> None: ...
 
     @outbox.task(queue="mail")
     async def send_receipt(order_id: int) -> None: ...
@@ -118,7 +121,7 @@ async def furnish(engine: AsyncEngine, sessions: Sessions, outbox: Outbox, word:
     async with sessions.begin() as session:
         first = [outbox["noop"].job(n) for n in range(2)]
         last = outbox["noop"].options(after=first).job(9)
-        batch = Batch(word, [*first, last]).enqueue(session)
+        batch = Batch(word, [*first, last], on_complete=outbox["summarize"]).enqueue(session)
         await schedule.put(session, Schedule(name=word, job=outbox["noop"].job(1), cron="*/5 * * * *"))
         await queue.pause(session, word)
         await session.execute(_HISTORY, {"word": word, "job": ids["failed"], "worker": WORKER})

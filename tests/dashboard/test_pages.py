@@ -244,6 +244,7 @@ async def test_a_batch_is_cancelled(
     client: httpx2.AsyncClient, engine: AsyncEngine, sessions: Sessions, outbox: Outbox
 ) -> None:
     ids = await furnish(engine, sessions, outbox)
+    assert "Once all have ended: " in (await client.get(f"/outbox/batches/{ids['batch']}")).text
     await post(client, f"/batches/{ids['batch']}/cancel")
     assert (await read(engine, ids["flow"])).state is State.CANCELLED
     assert (await post(client, f"/batches/{new_id()}/cancel")).status_code == 404
@@ -342,13 +343,17 @@ async def test_payloads_are_for_those_who_may_read_them(
     ids = [
         await plant(engine, "failed", **columns),
         await plant(engine, "succeeded", result="canary", checkpoint="canary", **columns),
-        await plant(engine, "running", progress={"done": 1, "total": 2, "message": "canary"}, **columns),
+        await plant(engine, "running", progress={"done": 1, "total": 2}, **columns),
     ]
     paths = ["/outbox", "/outbox/jobs", "/outbox/workers", *(f"/outbox/jobs/{id}" for id in ids)]
     guarded.cookies.set(COOKIE, await make_key(sessions, Scope.OPERATE))
     for path in paths:
         assert "canary" not in (await guarded.get(path)).text, path
+    guess = {"q": "args.x:canary", "action": "retry"}
+    assert "needs the scope read:payload" in (await guarded.get("/outbox/jobs", params=guess)).text
+    assert (await guarded.get("/outbox/jobs/change", params=guess)).status_code == 422
     guarded.cookies.set(COOKIE, await make_key(sessions, Scope.READ_PAYLOAD))
+    assert (await guarded.get("/outbox/jobs", params=guess)).text.count('id="row-') == 3
     for id in ids:
         assert "canary" in (await guarded.get(f"/outbox/jobs/{id}")).text
 
@@ -505,3 +510,13 @@ async def test_charts_get_what_was_counted(
     assert {each["label"] for each in charts["runs"]["series"]} == {"p50", "p95", "p99"}
     for chart in charts.values():
         assert all(len(each["values"]) == len(chart["times"]) == 61 for each in chart["series"])
+
+
+async def test_what_cannot_be_read_lists_nothing_and_offers_nothing_to_be_done(
+    client: httpx2.AsyncClient, engine: AsyncEngine
+) -> None:
+    await plant(engine, "failed")
+    page = (await client.get("/outbox/jobs", params={"q": "colour:red"})).text
+    assert "colour: can&#39;t be asked for" in page
+    assert 'id="row-' not in page
+    assert "/outbox/jobs/change" not in page

@@ -9,15 +9,17 @@ from typing import Any
 import asyncpg
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from outbox import INJECTED, Job, JobContext, Limit, Outbox, Retry, limit, maintenance, schedule, ticks
+from outbox import INJECTED, Job, JobContext, Limit, Outbox, Retry, State, limit, maintenance, schedule, ticks
 from outbox.connection import Link
 from outbox.errors import DeclarationError, ScheduleNotFound
 from outbox.schedule import CatchUp, Schedule, Scheduled
 from outbox.secret import Keyring
 from tests import factories
 from tests.database.workers import drained, working
+from tests.factories import new_id, plant
 from tests.waiting import eventually
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -505,3 +507,20 @@ async def test_nothing_due_costs_a_statement(sessions: Sessions, link: Link, sen
     sent.clear()
     await fire(link)
     assert sent == [ticks._DUE]
+
+
+async def test_the_history_of_a_schedule_says_what_became_of_its_jobs(sessions: Sessions, engine: AsyncEngine) -> None:
+    kept = await plant(engine, "failed")
+    async with sessions.begin() as session:
+        for name in ("a", "b"):
+            await schedule.put(session, Schedule(name=name, job=noop.job(), cron="* * * * *"))
+        for minutes, job_id in ((3, new_id()), (2, kept), (1, new_id())):
+            await session.execute(
+                text("insert into outbox.tick (schedule, nominal, job_id) values ('a', now() - :ago, :id)"),
+                {"ago": timedelta(minutes=minutes), "id": job_id},
+            )
+    async with sessions() as session:
+        ticks = await schedule.history(session, each=2)
+        assert [(tick.schedule, tick.state) for tick in ticks] == [("a", State.FAILED), ("a", None)]
+        assert ticks[0].job_id == kept
+        assert await schedule.history(session, name="b") == []

@@ -20,7 +20,7 @@ def test_every_word_narrows() -> None:
         f'state:failed state:pending queue:mail task:send_receipt tag:vip key:"order 7" group:g batch:{BATCH} '
         "tenant:acme args.order.id:42 args.order.paid:true args.note:x after:2h before:2026-11-21T11:30"
     )
-    wanted = parse(text).wanted(NOW, None)
+    wanted = parse(text).wanted(NOW)
     assert wanted.states == [State.FAILED, State.PENDING]
     assert (wanted.queues, wanted.tasks, wanted.tags) == (["mail"], ["send_receipt"], ["vip"])
     assert (wanted.key, wanted.group, wanted.batch, wanted.tenant) == ("order 7", "g", UUID(BATCH), "acme")
@@ -33,7 +33,7 @@ def test_every_word_narrows() -> None:
 @pytest.mark.parametrize("text", ["", "   "])
 def test_nothing_said_is_no_filter(text: str) -> None:
     assert parse(text) == Search()
-    assert parse(text).wanted(NOW, None).states == []
+    assert parse(text).wanted(NOW).states == []
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_cannot_be_read_is_refused(text: str, reason: str) -> None:
 )
 def test_a_value_that_is_none_is_refused(text: str, reason: str) -> None:
     with pytest.raises(SearchError, match=reason):
-        parse(text).wanted(NOW, None)
+        parse(text).wanted(NOW)
 
 
 def test_a_tenant_that_one_is_bound_to_stands_above_what_one_types() -> None:
@@ -73,7 +73,7 @@ def test_a_tenant_that_one_is_bound_to_stands_above_what_one_types() -> None:
 
 
 def test_a_value_is_a_number_only_if_json_says_so() -> None:
-    wanted = parse("args.a:1.5 args.b:NaN args.c:007 args.d:null args.e:[1]").wanted(NOW, None)
+    wanted = parse("args.a:1.5 args.b:NaN args.c:007 args.d:null args.e:[1]").wanted(NOW)
     assert wanted.arguments == {"a": 1.5, "b": "NaN", "c": "007", "d": None, "e": "[1]"}
 
 
@@ -106,4 +106,4 @@ def test_what_is_written_is_read_again(terms: list[tuple[str, str]]) -> None:
 @given(st.text(max_size=80))
 def test_whatever_is_typed_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(SearchError):
-        parse(text).wanted(NOW, None)
+        parse(text).wanted(NOW)
