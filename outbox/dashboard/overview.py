@@ -11,6 +11,7 @@ from outbox import presence, queue, statistic, status
 from outbox.dashboard import attention, charts
 from outbox.dashboard.render import page, site
 from outbox.dashboard.route import PageRoute
+from outbox.dashboard.search import Search
 from outbox.fastapi.access import Principal
 from outbox.fastapi.api import Api
 from outbox.fastapi.filters import Name
@@ -63,6 +64,7 @@ async def _collect(session: AsyncSession, window: Window, only: str | None, task
         "windows": list(WINDOWS),
         "queue": only,
         "task": task,
+        "search": Search(tuple((word, value) for word, value in (("queue", only), ("task", task)) if value)),
         "total": statistics.total,
         "minutes": WINDOWS[window][0].total_seconds() / 60,
         "tasks": statistics.tasks,

@@ -387,6 +387,10 @@ async def test_charts_are_drawn_and_say_what_is_under_the_mouse(
 
         assert await eventually(says_five)
         assert "mail" in await page.locator("#chart-backlog .u-legend").inner_text()
+        await over.click(position={"x": box["width"] - 2, "y": 20})
+        await expect(page.locator("#q")).to_have_value(re.compile(r"after:20\d\d-\S+Z before:20\d\d-\S+Z"))
+        await page.go_back()
+        await expect(page.locator(".chart canvas")).to_have_count(4)
 
 
 async def test_a_tree_folds_and_is_copied(browser: Browser, url: str, engine: AsyncEngine) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from outbox import INJECTED, Cancel, JobContext, Outbox, Retry, Snooze, State, control, listener
+from outbox import INJECTED, Cancel, Job, JobContext, Outbox, Retry, Snooze, State, control, listener
 from outbox.errors import DeclarationError, SchemaMismatch
 from outbox.wakeup import Notifier
 from outbox.worker import Worker
@@ -670,3 +671,39 @@ async def test_an_older_schema_is_refused(database_url: str, db: asyncpg.Connect
     await db.execute("delete from outbox.schema_version")
     with pytest.raises(SchemaMismatch):
         await asyncio.wait_for(Worker(tasks.outbox, database_url, settings()).run(), 30)
+
+
+async def test_what_the_database_refuses_a_heartbeat_keeps_no_lease_from_being_renewed(
+    engine: AsyncEngine, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox, go_on = Outbox(), asyncio.Event()
+    runs: list[int] = []
+
+    @outbox.task()
+    async def step(*, ctx: JobContext = INJECTED) -> None:
+        runs.append(ctx.fence)
+        await go_on.wait()
+
+    id = await plant(engine, task="step")
+    async with engine.begin() as connection:
+        for table in ("worker", "backlog"):
+            await connection.execute(text(f"alter table outbox.{table} rename to gone_{table}"))
+    async with working(outbox, database_url, lease=1.0):
+        first = (await _running(engine, id)).lease_until
+
+        async def renewed() -> bool:
+            lease = (await read(engine, id)).lease_until
+            return lease is not None and first is not None and lease > first + timedelta(seconds=2)
+
+        await eventually(renewed)
+        go_on.set()
+        await drained(engine)
+    assert runs == [1]
+    refused = [record.getMessage() for record in caplog.records if "duty_failed" in record.getMessage()]
+    assert any("appear" in each and "UndefinedTableError" in each for each in refused)
+    assert "database_lost" not in caplog.text
+
+
+async def _running(engine: AsyncEngine, id: UUID) -> Job:
+    await in_state(engine, id, State.RUNNING)
+    return await read(engine, id)

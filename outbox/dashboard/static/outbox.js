@@ -128,7 +128,17 @@
         })),
       ],
     }, data, place);
+    kept.plot.over.addEventListener("click", () => lead(figure, kept.plot.cursor.idx));
     charts.set(figure.id, kept);
+  };
+
+  // To the jobs that were enqueued in the time under the mouse.
+  const lead = (figure, at) => {
+    if (at == null) return;
+    const { times, step } = JSON.parse(figure.dataset.chart);
+    const moment = (time) => new Date(time * 1000).toISOString().slice(0, 19) + "Z";
+    const terms = [`after:${moment(times[at])}`, `before:${moment(times[at] + step)}`, ...(figure.dataset.search ? [figure.dataset.search] : [])];
+    htmx.ajax("GET", `${figure.dataset.jobs}?q=${encodeURIComponent(terms.join(" "))}`, { target: "body", swap: "innerMorph", push: "true" });
   };
 
   const drawAll = () => {
