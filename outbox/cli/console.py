@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from outbox import connection
+from outbox import connection, words
 from outbox.errors import DeclarationError, OutboxError
 
 EXIT_REFUSED = 1
@@ -218,19 +218,7 @@ def _blocks(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def ago(moment: datetime | None) -> str:
     """How long ago, or in how long, by this host's clock."""
-    if moment is None:
-        return "–"
-    seconds = (datetime.now(UTC) - moment).total_seconds()
-    return f"in {span(-seconds)}" if seconds < 0 else f"{span(seconds)} ago"
-
-
-def span(seconds: float) -> str:
-    """A time as people say it."""
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        if seconds >= size:
-            digits = 0 if seconds >= 10 * size or size == 1 else 1
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds * 1000:.0f} ms"
+    return "–" if moment is None else words.distance(moment, datetime.now(UTC))
 
 
 def _cell(value: Any) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.text import Text
 
-from outbox.cli.console import clean, out, span
+from outbox.cli.console import clean, out
 from outbox.context import Claim
 from outbox.job import State
 from outbox.outcome import RELEASED, Finished, Outcome
+from outbox.words import span
 
 _MARKS = {
     State.SUCCEEDED: ("✓", "green"),

@@ -30,10 +30,10 @@ from outbox.cli.console import (
     out,
     say,
     show,
-    span,
 )
 from outbox.queue import QueueState
 from outbox.statistic import Point
+from outbox.words import span
 
 BARS = " ▁▂▃▄▅▆▇█"
 MINUTES = 60

@@ -66,7 +66,8 @@
 
   const charts = new Map(); // by the id of their figure
   const synced = uPlot.sync("outbox");
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const probe = document.documentElement.appendChild(element("i", "", "hidden")); // a canvas takes no var()
+  const colour = (name) => { probe.style.color = `var(--${name})`; return getComputedStyle(probe).color; };
   const tones = { one: "main", two: "q2", three: "bad" };
   const inTone = (tone) => colour(tones[tone] ?? tone);
 
