@@ -1,3 +1,5 @@
+"""The dashboard for those who have a key."""
+
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 

@@ -20,7 +20,7 @@ grant select, insert on outbox.inbox to outbox_enqueuer;
 -- A worker moves jobs, and keeps house. It makes and drops partitions by two functions, and owns no table.
 grant outbox_enqueuer to outbox_worker;
 grant select, insert, update, delete on outbox.live_job, outbox.job_limit, outbox.job_bucket, outbox.schedule,
-    outbox.tick, outbox.worker, outbox.statistic to outbox_worker;
+    outbox.tick, outbox.worker, outbox.statistic, outbox.backlog to outbox_worker;
 grant insert on outbox.finished_job to outbox_worker;
 grant select, delete on outbox.finished_job_default, outbox.held_key, outbox.inbox to outbox_worker;
 grant select, update, delete on outbox.batch, outbox.dependency to outbox_worker;

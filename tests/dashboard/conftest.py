@@ -156,7 +156,7 @@ def chromium() -> str | None:
     return os.environ.get("OUTBOX_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """A headless Chromium, the one of this machine."""
     path = chromium()

@@ -80,15 +80,19 @@ async def opened(browser: Browser, **options: Any) -> AsyncIterator[Page]:
 
 
 @pytest.fixture
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    """A page on a desk."""
+async def page(browser: Browser, url: str) -> AsyncIterator[Page]:
+    """A page on a desk. It is closed before the server, which would wait for it."""
     async with opened(browser, **DESK) as page:
         yield page
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("desk", DESK), ("phone", PHONE), ("dark", DESK | {"color_scheme": "dark"})],
+    [
+        ("desk", DESK),
+        pytest.param("phone", PHONE, marks=pytest.mark.slow),
+        pytest.param("dark", DESK | {"color_scheme": "dark"}, marks=pytest.mark.slow),
+    ],
 )
 async def test_every_page_is_drawn_without_a_fault(
     browser: Browser,
@@ -114,6 +118,7 @@ async def test_every_page_is_drawn_without_a_fault(
                 assert width <= options["viewport"]["width"], title
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", HOSTILE)
 async def test_what_is_hostile_is_shown_and_does_nothing(
     browser: Browser, url: str, engine: AsyncEngine, sessions: Sessions, outbox: Outbox, word: str

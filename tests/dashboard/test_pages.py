@@ -503,7 +503,9 @@ async def test_charts_get_what_was_counted(
 ) -> None:
     await furnish(engine, sessions, outbox, "mail")
     page = (await client.get("/outbox")).text
-    charts = {name: json.loads(data) for name, data in re.findall(r"id=\"chart-(\w+)\" data-chart='([^']+)'", page)}
+    charts = {
+        name: json.loads(data) for name, data in re.findall(r"id=\"chart-(\w+)\"[^>]*? data-chart='([^']+)'", page)
+    }
     sums = {each["label"]: sum(each["values"]) for each in charts["throughput"]["series"]}
     assert sums == {"succeeded": 5, "retried": 0, "snoozed": 0, "cancelled": 0, "failed": 5}
     assert [(each["label"], sum(each["values"])) for each in charts["backlog"]["series"]] == [("mail", 40)]

@@ -516,8 +516,8 @@ async def test_the_history_of_a_schedule_says_what_became_of_its_jobs(sessions: 
             await schedule.put(session, Schedule(name=name, job=noop.job(), cron="* * * * *"))
         for minutes, job_id in ((3, new_id()), (2, kept), (1, new_id())):
             await session.execute(
-                text("insert into outbox.tick (schedule, nominal, job_id) values ('a', now() - :ago, :id)"),
-                {"ago": timedelta(minutes=minutes), "id": job_id},
+                text("insert into outbox.tick values ('a', now() - make_interval(mins => :ago), :id)"),
+                {"ago": minutes, "id": job_id},
             )
     async with sessions() as session:
         ticks = await schedule.history(session, each=2)

@@ -30,8 +30,11 @@ PUBLIC = {
     "/v1/imports",
     "/v1/mailings",
     "/v1/payments/webhook",
+    "/outbox/login",
+    "/outbox/logout",
+    "/outbox/static/{version}/{name}",
 }
-"""The demonstration's own business, open to everybody; a payment is signed."""
+"""The demonstration's own business, open to everybody; a payment is signed. And the door of the dashboard."""
 
 DOCUMENTATION = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
 """FastAPI's; it says how to ask, and answers nothing."""
@@ -111,7 +114,12 @@ async def test_without_a_key_every_route_is_closed_but_those_of_the_business(gua
             address = re.sub(r"{\w+}", "x", path)
             for method in methods:
                 answer = await client.request(method, address)
-                assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json"), path
+                if path.startswith("/outbox") and path != "/outbox/live":  # people are sent to where they can log in
+                    assert (answer.status_code, answer.headers["location"][:13]) == (303, "/outbox/login"), path
+                else:
+                    assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json"), (
+                        path
+                    )
                 asked += 1
     assert asked > 30
     assert {path for path, _ in routes(guarded)} >= PUBLIC | DOCUMENTATION

@@ -1,6 +1,7 @@
 """Handlers in child processes, without a database: real processes, killed for real."""
 
 import asyncio
+import contextlib
 import importlib
 import json
 import logging
@@ -52,9 +53,24 @@ def failure(outcome: Outcome) -> tuple[str, str]:
     return outcome.error.type, outcome.error.message
 
 
+_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def among_others() -> None:
+    """Other tests may have left processes that are to stay."""
+    _others.clear()
+    _others.update(process.pid for process in psutil.Process().children())
+
+
 def mine() -> set[int]:
-    """The processes that this one has started, and theirs."""
-    return {process.pid for process in psutil.Process().children(recursive=True)}
+    """The processes that this one has started in this test, and theirs."""
+    started = [process for process in psutil.Process().children() if process.pid not in _others]
+    found = {process.pid for process in started}
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {each.pid for each in process.children(recursive=True)}
+    return found
 
 
 def is_gone(pid: int) -> bool:
