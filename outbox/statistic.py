@@ -4,9 +4,10 @@ Nothing is counted when somebody asks: workers write what they have counted (see
 row for each minute, task and outcome, and the same for ten minutes and for the hour.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import zip_longest
 from typing import Literal
 
 from sqlalchemy import text
@@ -36,12 +37,10 @@ on conflict (seconds, starts_at, queue, task, outcome) do update set
 
 _READ = text(
     """
-    select date_bin(make_interval(secs => :step), starts_at, 'epoch') as starts_at, queue, task, outcome,
-           sum(count)::bigint as attempts, array_agg(waits::text) as waits, array_agg(runs::text) as runs
-    from outbox.statistic
+    select starts_at, queue, task, outcome, count, waits, runs from outbox.statistic
     where seconds = :seconds and starts_at >= :since and starts_at < :until
       and (cast(:queue as text) is null or queue = :queue) and (cast(:task as text) is null or task = :task)
-    group by 1, 2, 3, 4 order by 1, 2, 3, 4
+    order by starts_at, queue, task, outcome
     """
 )
 
@@ -127,27 +126,15 @@ async def read(
     until: datetime,
     *,
     span: Span = "minute",
-    step: int | None = None,
     queue: str | None = None,
     task: str | None = None,
 ) -> list[Point]:
     """What was done in a time, the oldest first.
 
     :param span: whether minutes are read, kept for a day, ten minutes, kept for a week, or hours, for a hundred days.
-    :param step: seconds that each point covers; as the span unless given.
     """
-    values = {
-        "seconds": _SECONDS[span],
-        "step": step or _SECONDS[span],
-        "since": since,
-        "until": until,
-        "queue": queue,
-        "task": task,
-    }
-    return [
-        Point(row.starts_at, row.queue, row.task, row.outcome, row.attempts, _sum(row.waits), _sum(row.runs))
-        for row in await connection.execute(_READ, values)
-    ]
+    values = {"seconds": _SECONDS[span], "since": since, "until": until, "queue": queue, "task": task}
+    return [Point(*row) for row in await connection.execute(_READ, values)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,16 +180,11 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
     return BOUNDS[-1]
 
 
-def add(counts: Sequence[Sequence[int]]) -> list[int]:
+def add(counts: Iterable[Sequence[int]]) -> list[int]:
     """Element by element."""
-    longest = max(map(len, counts), default=0)
-    return [sum(each[n] for each in counts if n < len(each)) for n in range(longest)]
+    return list(map(sum, zip_longest(*counts, fillvalue=0)))
 
 
 def _array(counts: Sequence[int]) -> str:
     last = max((n for n, count in enumerate(counts) if count), default=-1)
     return "{" + ",".join(map(str, counts[: last + 1])) + "}"
-
-
-def _sum(arrays: Sequence[str]) -> list[int]:
-    return add([[int(each) for each in array.strip("{}").split(",") if each] for array in arrays])

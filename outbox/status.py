@@ -46,6 +46,14 @@ _BLOCKER = text(
 _BEFORE = text("select after_id from outbox.dependency where job_id = :id and not met order by position limit 1")
 
 
+_BY_INDEX = text(
+    """
+    select set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
+           set_config('enable_sort', 'off', true), set_config('max_parallel_workers_per_gather', '0', true),
+           set_config('statement_timeout', coalesce(:patience, current_setting('statement_timeout')), true)
+    """
+)
+
 SEARCHED = 50_000
 """Jobs at most that a page of a filter without an index looks at; the next page goes on from there."""
 
@@ -99,6 +107,18 @@ async def get(connection: AsyncSession | AsyncConnection, id: UUID, *, tenant: s
         statement = statement.where(job.c.tenant == tenant)
     row = (await connection.execute(statement)).mappings().first()
     return None if row is None else _job(row)
+
+
+async def read_by_index(connection: AsyncSession | AsyncConnection, *, patience: float | None = None) -> None:
+    """Have whatever is read in the rest of this transaction be read by indexes and in their order.
+
+    :param patience: seconds that a statement may take; as the database says unless given.
+
+    The statistics of tables of jobs are always stale, and by these the planner would rather read ten million rows and
+    sort them than walk an index to the fifty that are wanted.
+    """
+    milliseconds = None if patience is None else str(int(patience * 1000))
+    await connection.execute(_BY_INDEX, {"patience": milliseconds})
 
 
 async def several(connection: AsyncSession | AsyncConnection, ids: Sequence[UUID]) -> list[Job]:

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from outbox import events, status
@@ -26,8 +25,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 PATIENCE = 5.0
 """Seconds that a statement may take which only reads. What changes many jobs may take its time."""
-
-_BE_PATIENT = text("select set_config('statement_timeout', :milliseconds, true)")
 
 
 class Api:
@@ -79,7 +76,7 @@ def _bounded(sessions: async_sessionmaker[AsyncSession]) -> GetSession:
         async with sessions() as session, session.begin():
             if request.method == "GET":
                 # For this transaction only: a connection may be a pooler's.
-                await session.execute(_BE_PATIENT, {"milliseconds": str(int(PATIENCE * 1000))})
+                await status.read_by_index(session, patience=PATIENCE)
             yield session
 
     return get_session

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, model_validator
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from outbox import audit, control
+from outbox import audit, control, status
 from outbox.control import Action, Change
 from outbox.fastapi.access import Principal, responses_of
 from outbox.fastapi.api import Api, found
@@ -157,6 +157,7 @@ async def change_many(
 
     :param said: which these were, for the audit; it holds no arguments.
     """
+    await status.read_by_index(session)
     change = await control.change_many(
         session, action, which, limit=limit, dry_run=dry_run, priority=priority, tenant=who.tenant
     )

@@ -93,7 +93,7 @@ async def collect(
     length, span, step = WINDOWS[window]
     now: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
     first = _floor(now - length, step)
-    read = await statistic.read(session, first, now, span=span, step=step, queue=queue, task=task)
+    read = await statistic.read(session, first, now, span=span, queue=queue, task=task)
     starts = [first + timedelta(seconds=step * n) for n in range(int((now - first).total_seconds() // step) + 1)]
     by_start: dict[datetime, list[Point]] = {start: [] for start in starts}
     by_task: dict[tuple[str, str], list[Point]] = {}

@@ -1,16 +1,18 @@
 """Jobs are found by any filter, page by page, and no page looks at more than so many jobs."""
 
+import re
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from outbox import State, status
 from outbox.status import JobFilter
 from tests import factories
-from tests.factories import ago, plant
+from tests.factories import ago, plant, plant_many
 
 
 async def found(session: AsyncSession, **wanted: Any) -> list[UUID]:
@@ -143,3 +145,41 @@ async def test_several_are_those_that_there_are(engine: AsyncEngine, session: As
     ids = [await plant(engine, kind) for kind in ("pending", "failed")]
     assert {job.id for job in await status.several(session, [*ids, factories.new_id()])} == set(ids)
     assert await status.several(session, []) == []
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        JobFilter(),
+        JobFilter(states=[State.FAILED]),
+        JobFilter(states=[State.FAILED], tasks=["noop"]),
+        JobFilter(states=[State.PENDING], queues=["mail"]),
+        JobFilter(states=[State.SUCCEEDED], tags=["rare"]),
+        JobFilter(arguments={"n": 1}),
+        JobFilter(tenant="acme"),
+        JobFilter(key="k"),
+    ],
+    ids=str,
+)
+async def test_no_page_reads_or_sorts_a_whole_table_whatever_its_statistics_say(
+    engine: AsyncEngine, wanted: JobFilter
+) -> None:
+    await plant_many(engine, 3000)  # never analysed: the planner thinks of a small table
+    asked: list[tuple[str, Any]] = []
+    async with engine.connect() as connection:
+        await status.read_by_index(connection)
+
+        def note(_c: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
+            asked.append((statement, parameters))
+
+        event.listen(engine.sync_engine, "before_cursor_execute", note)
+        await status.page(connection, wanted)
+        event.remove(engine.sync_engine, "before_cursor_execute", note)
+        raw = (await connection.get_raw_connection()).driver_connection
+        assert raw is not None
+        for statement, parameters in asked:
+            rows = await raw.fetch("explain " + statement, *parameters)
+            plan = "\n".join(row[0] for row in rows)
+            assert "Seq Scan" not in plan, plan
+            assert not re.search(r"^\s*(->)?\s*(Incremental )?Sort  ", plan, re.MULTILINE), plan
+    assert asked

@@ -1,6 +1,7 @@
 """What workers have done is counted by minute and hour, by whoever did it, and read without counting jobs."""
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -22,10 +23,19 @@ Sessions = async_sessionmaker[AsyncSession]
 HOUR = timedelta(hours=1)
 
 
-async def read(sessions: Sessions, **options: object) -> list[Point]:
+async def read(sessions: Sessions, *, merge: bool = False, **options: object) -> list[Point]:
+    """What was counted; merged if a minute or an hour may have turned meanwhile."""
     now = datetime.now(UTC)
     async with sessions() as session:
-        return await statistic.read(session, now - 2 * HOUR, now + HOUR, **options)  # type: ignore[arg-type]
+        points = await statistic.read(session, now - 2 * HOUR, now + HOUR, **options)  # type: ignore[arg-type]
+    return [*_merged(points)] if merge else points
+
+
+def _merged(points: list[Point]) -> Iterator[Point]:
+    for names in sorted({(each.queue, each.task, each.outcome) for each in points}):
+        same = [each for each in points if (each.queue, each.task, each.outcome) == names]
+        waits, runs = statistic.add([each.waits for each in same]), statistic.add([each.runs for each in same])
+        yield Point(same[0].starts_at, *names, sum(each.count for each in same), waits, runs)
 
 
 def counted(count: int, task: str = "noop", ran: float = 0.01) -> Tally:
@@ -39,7 +49,7 @@ async def test_what_is_written_twice_adds_up(sessions: Sessions, link: Link) -> 
     for count, ran in ((3, 0.01), (4, 100.0)):
         await statistic.write(link, counted(count, ran=ran).take())
     for span in ("minute", "ten minutes", "hour"):
-        points = await read(sessions, span=span, step=3 * 3600)
+        points = await read(sessions, span=span, merge=True)
         [point] = points
         assert (point.queue, point.task, point.outcome, point.count) == ("default", "noop", "succeeded", 7)
         assert sum(point.waits) == sum(point.runs) == 7
@@ -59,15 +69,15 @@ async def test_workers_that_write_at_the_same_time_wait_for_each_other_and_lose_
             await statistic.write(link, tally.take())
 
     await asyncio.gather(write(link, ["a", "b", "c"]), write(other_link, ["c", "b", "a"]))
-    points = await read(sessions, span="hour", step=3 * 3600)
+    points = await read(sessions, span="hour", merge=True)
     assert {point.task: point.count for point in points} == {"a": 40, "b": 40, "c": 40}
 
 
-async def test_filters_and_steps(sessions: Sessions, link: Link) -> None:
+async def test_filters(sessions: Sessions, link: Link) -> None:
     await statistic.write(link, counted(2, "a").take() | counted(3, "b").take())
     assert [point.task for point in await read(sessions, task="b")] == ["b"]
     assert await read(sessions, queue="other") == []
-    assert sum(point.count for point in await read(sessions, step=900)) == 5
+    assert sum(point.count for point in await read(sessions)) == 5
 
 
 async def test_old_counts_are_forgotten(db: asyncpg.Connection, link: Link) -> None:
@@ -141,7 +151,7 @@ async def test_a_worker_counts_its_attempts_to_the_last(
 
         await eventually(done)
         await asyncio.sleep(0.3)
-    points = await read(sessions, span="hour", step=3 * 3600)
+    points = await read(sessions, span="hour", merge=True)
     assert {(point.task, point.outcome): point.count for point in points} == {
         ("noop", "succeeded"): 200,
         ("fail", "retried"): 1,
@@ -161,7 +171,7 @@ async def test_a_wait_counts_from_when_a_job_was_due(
     await plant(engine, run_at=factories.ago(100))
     async with working(outbox, database_url):
         await drained(engine)
-    [point] = await read(sessions, span="hour", step=3 * 3600)
+    [point] = await read(sessions, span="hour", merge=True)
     wait = statistic.quantile(point.waits, 0.5)
     assert wait is not None
     assert 100 <= wait <= 200
