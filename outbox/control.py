@@ -128,11 +128,14 @@ class Change:
     """What became of many jobs.
 
     :ivar matched: how many were found in a state from which the move is legal, ``limit`` at most.
-    :ivar changed: how many were moved, or would be; the others had changed meanwhile, or their key is taken.
+    :ivar changed: how many were moved, or would be; the others had changed meanwhile, their key is taken, or they were
+        as they should be.
+    :ivar next: where the next portion starts: pass it as ``after``; None if a filter finds no more.
     """
 
     matched: int
     changed: int
+    next: UUID | None = None
 
 
 async def change_many(
@@ -141,17 +144,20 @@ async def change_many(
     wanted: JobFilter | Sequence[UUID],
     *,
     limit: int = 1000,
+    after: UUID | None = None,
     dry_run: bool = False,
     priority: int | None = None,
     tenant: str | None = None,
 ) -> Change:
     """Do to many jobs what the functions above do to one; those for which it is not legal are left as they are.
 
-    For more than ``limit`` call it again, in a transaction of its own each time, until it answers less: so the workers
-    get them in portions, and nobody waits for a long one.
+    For more than ``limit`` call it again, in a transaction of its own each time, with ``after`` from the answer before,
+    until that is None: so the workers get them in portions, and nobody waits for a long one. What is found but stays as
+    it is, a running job that was asked to stop, say, is passed by and not found again.
 
     :param wanted: a filter, whose oldest jobs come first, or ids.
     :param limit: how many at most; 1 to 10,000.
+    :param after: the ``next`` of the portion before this one.
     :param dry_run: whether to count only.
     :param priority: the new one, where the action is to change it.
     :param tenant: whose jobs alone are changed.
@@ -162,13 +168,15 @@ async def change_many(
     if isinstance(wanted, JobFilter):
         states = [state for state in (wanted.states or legal) if state in legal]
         narrowed = replace(wanted, states=states, tenant=tenant or wanted.tenant)
-        ids = await status.ids(connection, narrowed, limit=limit) if states else []
+        ids = await status.ids(connection, narrowed, limit=limit, after=after) if states else []
+        following = ids[-1] if len(ids) == limit else None
     else:
+        following = None
         jobs = await status.several(connection, wanted[:limit])
         ids = [job.id for job in jobs if job.state in legal and tenant in (None, job.tenant)]
     if dry_run or not ids:
-        return Change(len(ids), len(ids))
-    return Change(len(ids), await _change(connection, action, ids, priority))
+        return Change(len(ids), len(ids), following)
+    return Change(len(ids), await _change(connection, action, ids, priority), following)
 
 
 async def _change(

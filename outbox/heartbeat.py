@@ -122,7 +122,7 @@ class Heartbeat:
 
     def settle(self, settlements: Sequence[Settlement]) -> None:
         """Settle from any thread, in place of a worker whose event loop is blocked. The heartbeat ends with it."""
-        self._stopped.set()
+        self.stop()
         self._thread.join(self._settings.lease / 3)
         try:
             asyncio.run(asyncio.wait_for(self._settle(settlements), LAST_WORDS))

@@ -32,10 +32,11 @@ class Listener:
 
     def __init__(self) -> None:
         self.told = asyncio.Event()
+        self.told.set()
         self.closed = False
 
     async def next(self) -> None:
-        """Return once something has changed since the last time.
+        """Return once something has changed since the last time; the first time at once.
 
         :raises WatchClosed: if the process is stopping.
         """

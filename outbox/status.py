@@ -177,9 +177,16 @@ async def _last_searched(
     return last
 
 
-async def ids(connection: AsyncSession | AsyncConnection, wanted: JobFilter, *, limit: int) -> list[UUID]:
-    """The ids of the jobs that the filter finds, the oldest first."""
+async def ids(
+    connection: AsyncSession | AsyncConnection, wanted: JobFilter, *, limit: int, after: UUID | None = None
+) -> list[UUID]:
+    """The ids of the jobs that the filter finds, the oldest first.
+
+    :param after: only of those that were enqueued after this one.
+    """
     indexed, others = _conditions(wanted)
+    if after is not None:
+        indexed.append(job.c.id > after)
     statement = select(job.c.id).where(*indexed, *others).order_by(job.c.id).limit(limit)
     return list((await connection.execute(statement)).scalars())
 

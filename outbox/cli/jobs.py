@@ -5,6 +5,7 @@ import json
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -188,11 +189,11 @@ def _in_portions(
         with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
             bar = progress.add_task(verb, total=counted.matched)
             while True:
-                done = ask(database_url, lambda session: _change(session, action, wanted, limit=PORTION))
-                change = Change(change.matched + done.matched, change.changed + done.changed)
+                portion = partial(_change, action=action, wanted=wanted, limit=PORTION, after=change.next)
+                done = ask(database_url, portion)
+                change = Change(change.matched + done.matched, change.changed + done.changed, done.next)
                 progress.update(bar, advance=done.matched, total=max(counted.matched, change.matched))
-                # What asks a running job to stop leaves it where it is: it would be found again.
-                if done.matched < PORTION or (action == "cancel" and not done.changed):
+                if done.next is None:
                     return change
                 time.sleep(PACE)
     except KeyboardInterrupt:
@@ -206,8 +207,10 @@ async def _change(
     *,
     dry_run: bool = False,
     limit: int = control.MANY,
+    after: UUID | None = None,
 ) -> Change:
-    change = await control.change_many(session, action, wanted, limit=limit, dry_run=dry_run)
+    await status.read_by_index(session)
+    change = await control.change_many(session, action, wanted, limit=limit, after=after, dry_run=dry_run)
     if change.changed and not dry_run:
         await audit.write(session, actor(), action, "jobs", changed=change.changed)
     return change
@@ -219,6 +222,7 @@ def actor() -> str:
 
 
 async def _pages(session: AsyncSession, wanted: JobFilter, limit: int) -> list[Job]:
+    await status.read_by_index(session)
     jobs: list[Job] = []
     before = None
     while len(jobs) < limit:

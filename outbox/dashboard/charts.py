@@ -1,10 +1,10 @@
 """What the charts show, as the page hands it to the browser."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
-from outbox.fastapi.statistics import WINDOWS, Statistics, Window
+from outbox.fastapi.statistics import Statistics
 from outbox.statistic import Backlog
 
 QUEUES = 8
@@ -33,8 +33,9 @@ def runs(statistics: Statistics) -> dict[str, Any]:
     return _times_of(statistics, (("p50", "one", "run_p50"), ("p95", "two", "run_p95"), ("p99", "three", "run_p99")))
 
 
-def backlog(seen: Sequence[Backlog], starts: Sequence[datetime], step: int) -> dict[str, Any]:
+def backlog(statistics: Statistics, seen: Sequence[Backlog]) -> dict[str, Any]:
     """How many jobs were due and waited, by queue, stacked."""
+    starts = [point.starts_at for point in statistics.points]
     by_queue: dict[str, dict[datetime, int]] = {}
     for each in seen:
         by_queue.setdefault(each.queue, {})[each.at] = each.ready
@@ -46,7 +47,7 @@ def backlog(seen: Sequence[Backlog], starts: Sequence[datetime], step: int) -> d
     if len(largest) > QUEUES:
         others = [sum(by_queue[queue].get(start, 0) for queue in largest[QUEUES:]) for start in starts]
         series.append(_series("others", "dull", others))
-    return _chart([_seconds(start) for start in starts], series, "count", step, stacked=True)
+    return _chart(_times(statistics), series, "count", statistics.step, stacked=True)
 
 
 def spark(counts: Sequence[int], width: int = 120, height: int = 24) -> str:
@@ -55,14 +56,6 @@ def spark(counts: Sequence[int], width: int = 120, height: int = 24) -> str:
     step = width / max(1, len(counts) - 1)
     points = (f"{n * step:.1f},{height - 1 - (height - 2) * count / highest:.1f}" for n, count in enumerate(counts))
     return "M" + " L".join(points)
-
-
-def starts(window: Window, now: datetime) -> list[datetime]:
-    """The moments at which the points of a window begin."""
-    length, _, step = WINDOWS[window]
-    last = datetime.fromtimestamp(int(now.timestamp()) // step * step, now.tzinfo)
-    count = int(length.total_seconds()) // step
-    return [last - timedelta(seconds=step * n) for n in range(count, -1, -1)]
 
 
 def _times_of(statistics: Statistics, lines: Sequence[tuple[str, str, str]]) -> dict[str, Any]:

@@ -70,11 +70,12 @@ def area(api: Api) -> APIRouter:
         action, priority, text, ids = _action(sent), sent.number("priority"), sent.get("q"), _ids(sent)
         said = {"ids": len(ids)} if ids else {"filter": str(_search(text).without_arguments())}
         which = _which(text, ids, who)
-        change = await change_many(session, who, action, which, said, limit=PORTION, priority=priority)
+        after = next(iter(_ids(sent, "after")), None)
+        change = await change_many(session, who, action, which, said, limit=PORTION, after=after, priority=priority)
         done = (sent.number("done") or 0) + change.changed
-        if not ids and change.changed and change.matched >= PORTION:
+        if change.next is not None:
             count = max(sent.number("count") or 0, done)
-            return _portion(request, who, action, text, count=count, done=done, priority=priority)
+            return _portion(request, who, action, text, count=count, done=done, after=change.next, priority=priority)
         return back(request, sent, site(request).at("jobs", q=text), said=action, count=done)
 
     @router.get("/jobs/{job_id}")
@@ -140,6 +141,7 @@ def _portion(
     *,
     count: int,
     done: int = 0,
+    after: UUID | None = None,
     ids: list[UUID] | None = None,
     priority: int | None = None,
 ) -> Response:
@@ -153,6 +155,7 @@ def _portion(
         count=count,
         most=control.MANY,
         done=done,
+        after=after,
         priority=priority,
         priorities=PRIORITIES,
     )
@@ -186,11 +189,11 @@ def _action(sent: Form) -> Action:
     return action
 
 
-def _ids(sent: Form) -> list[UUID]:
+def _ids(sent: Form, field: str = "id") -> list[UUID]:
     try:
-        return [UUID(each) for each in sent.all("id")][:MAX_PAGE]
+        return [UUID(each) for each in sent.all(field)][:MAX_PAGE]
     except ValueError as exc:
-        raise HTTPException(422, "id: must be ids of jobs") from exc
+        raise HTTPException(422, f"{field}: must be ids of jobs") from exc
 
 
 def _id(text: str) -> UUID | None:

@@ -37,8 +37,10 @@ def area(api: Api) -> APIRouter:
         return page(request, "workers", who, workers=await presence.workers(session), jobs=jobs)
 
     @router.get("/doctor")
-    async def show_doctor(request: Request, session: Session, who: Manager) -> Response:
-        return page(request, "doctor", who, diagnosis=await diagnose(await session.connection()))
+    async def show_doctor(request: Request, who: Manager) -> Response:
+        # In a session of its own, whose settings are those that others have.
+        async with api.sessions() as session:
+            return page(request, "doctor", who, diagnosis=await diagnose(await session.connection()))
 
     @router.get("/audit")
     async def show_audit(

@@ -51,8 +51,7 @@ def area(api: Api) -> APIRouter:
 async def _collect(session: AsyncSession, window: Window, only: str | None, task: str | None) -> dict[str, Any]:
     statistics = await collect(session, window, queue=only, task=task)
     now = datetime.now(UTC)
-    starts = charts.starts(window, now)
-    seen = await statistic.backlog(session, starts[0], now, step=WINDOWS[window][2])
+    seen = await statistic.backlog(session, statistics.points[0].starts_at, now, step=statistics.step)
     queues, workers = await queue.states(session), await presence.workers(session)
     troubled = await attention.troubled(session)
     failures = await status.page(session, JobFilter(states=[State.FAILED]), limit=LATEST)
@@ -71,7 +70,7 @@ async def _collect(session: AsyncSession, window: Window, only: str | None, task
         "throughput": charts.throughput(statistics),
         "waits": charts.waits(statistics),
         "runs": charts.runs(statistics),
-        "backlog": charts.backlog([each for each in seen if only in (None, each.queue)], starts, statistics.step),
+        "backlog": charts.backlog(statistics, [each for each in seen if only in (None, each.queue)]),
         "queues": queues,
         "most": queue.MOST,
         "workers": workers,

@@ -1,5 +1,6 @@
 """The page of queues: how they stand, and what may be said of them."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -59,11 +60,20 @@ async def _change(session: AsyncSession, action: str, name: str, sent: Form) -> 
             return {"ceiling": ceiling}
         case "limit":
             concurrency = sent.number("concurrency")
-            if concurrency is None:
-                await limit.remove(session, "queue", name)
-            else:
-                await limit.put(session, "queue", name, Limit(concurrency=concurrency))
+            await _limit(session, name, concurrency)
             return {"concurrency": concurrency}
         case _:
             raise HTTPException(404, "There is no such action.")
     return {}
+
+
+async def _limit(session: AsyncSession, name: str, concurrency: int | None) -> None:
+    """Say how many run at once; how many start in a second stays as it is."""
+    rules = [each for each in await limit.rules(session) if (each.scope, each.name) == ("queue", name)]
+    known = next((each.limit for each in rules if not each.per_key), None)
+    if known is not None and known.rate is not None:
+        await limit.put(session, "queue", name, replace(known, concurrency=concurrency))
+    elif concurrency is not None:
+        await limit.put(session, "queue", name, Limit(concurrency=concurrency))
+    else:
+        await limit.remove(session, "queue", name)

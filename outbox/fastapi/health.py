@@ -5,7 +5,6 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from outbox import doctor
 from outbox.fastapi.access import Principal, responses_of
@@ -41,13 +40,14 @@ class DiagnosisView(BaseModel):
 def area(api: Api) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["doctor"], route_class=GuardedRoute)
-    Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
-    Manager = Annotated[Principal, api.manager]  # noqa: N806
+    Manager = Annotated[Principal, api.manager]  # noqa: N806 - a type
 
     @router.get("/doctor", operation_id="doctor_get", responses=responses_of())
-    async def get_diagnosis(session: Session, who: Manager) -> DiagnosisView:
+    async def get_diagnosis(who: Manager) -> DiagnosisView:
         """Look at everything that can be wrong; each finding says what to do."""
-        found = await doctor.diagnose(await session.connection())
+        # In a session of its own, whose settings are those that others have.
+        async with api.sessions() as session:
+            found = await doctor.diagnose(await session.connection())
         return DiagnosisView(
             level=found.level,
             findings=[FindingView(**asdict(each)) for each in found.findings],

@@ -36,6 +36,7 @@ class Many(BaseModel):
     ids: list[UUID] | None = Field(None, min_length=1, max_length=1000)
     filter: JobQuery | None = None
     limit: int = Field(1000, ge=1, le=control.MANY, description="Of more than this the oldest; ask again for the rest.")
+    cursor: UUID | None = Field(None, description="The next_cursor of the portion before this one.")
     priority: int | None = Field(None, ge=0, le=3, description="The new one, where the action is priority.")
     dry_run: bool = Field(default=False, description="Only count them.")
 
@@ -55,7 +56,7 @@ class Changed(BaseModel):
 
     matched: int = Field(description="How many were found in a state from which the action is legal, limit at most.")
     changed: int = Field(description="How many were changed, or would be; the others had changed meanwhile.")
-    more: bool = Field(description="Whether there may be more of them: ask again.")
+    next_cursor: UUID | None = Field(None, description="Ask again with it as cursor; null if a filter finds no more.")
     dry_run: bool
 
 
@@ -69,8 +70,8 @@ def area(api: Api) -> APIRouter:
     async def change_jobs(session: Session, who: Operator, action: Action, body: Many) -> Changed:
         """Do something to many jobs; those for which it is not legal stay as they are.
 
-        For more than `limit` ask again as long as there are `more`: each portion is a transaction of its own, and the
-        workers have time in between.
+        For more than `limit` ask again with `cursor` from `next_cursor`, until that is null: each portion is a
+        transaction of its own, and the workers have time in between.
         """
         if action == "priority" and body.priority is None:
             raise _missing_priority()
@@ -81,11 +82,11 @@ def area(api: Api) -> APIRouter:
             body.which(who),
             {"ids": len(body.ids)} if body.ids is not None else {"filter": _said(body)},
             limit=body.limit,
+            after=body.cursor,
             dry_run=body.dry_run,
             priority=body.priority,
         )
-        more = body.filter is not None and change.matched >= body.limit
-        return Changed(matched=change.matched, changed=change.changed, more=more, dry_run=body.dry_run)
+        return Changed(matched=change.matched, changed=change.changed, next_cursor=change.next, dry_run=body.dry_run)
 
     @router.post("/{job_id}/cancel", operation_id="jobs_cancel", responses=responses_of(404, 409, 422))
     async def cancel_job(request: Request, session: Session, who: Operator, job_id: UUID) -> JobView:
@@ -150,6 +151,7 @@ async def change_many(
     said: Mapping[str, object],
     *,
     limit: int,
+    after: UUID | None = None,
     dry_run: bool = False,
     priority: int | None = None,
 ) -> Change:
@@ -159,7 +161,7 @@ async def change_many(
     """
     await status.read_by_index(session)
     change = await control.change_many(
-        session, action, which, limit=limit, dry_run=dry_run, priority=priority, tenant=who.tenant
+        session, action, which, limit=limit, after=after, dry_run=dry_run, priority=priority, tenant=who.tenant
     )
     if change.changed and not dry_run:
         await audit.write(session, who.name, action, "jobs", tenant=who.tenant, changed=change.changed, **said)

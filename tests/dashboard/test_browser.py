@@ -174,22 +174,31 @@ async def test_a_page_follows_what_happens(page: Page, url: str, engine: AsyncEn
 
 
 async def test_a_page_rests_while_one_selects_and_when_it_is_told_to(page: Page, url: str, engine: AsyncEngine) -> None:
-    first = await plant(engine)
+    witness = await page.context.new_page()
+
+    async def seen_by_the_other() -> UUID:
+        """A new job that another page shows by now, which hears the same; the second of two, so that all had time."""
+        first = await plant(engine)
+        await expect(witness.locator(f"#row-{first}")).to_be_visible()
+        second = await plant(engine)
+        await expect(witness.locator(f"#row-{second}")).to_be_visible()
+        return first
+
+    chosen = await plant(engine)
+    await witness.goto(f"{url}/jobs")
     with faultless(page):
         await page.goto(f"{url}/jobs")
-        await page.check(f'#row-{first} input[name="id"]')
-        second = await plant(engine)
-        await asyncio.sleep(3)
-        assert await page.locator(f"#row-{second}").count() == 0
-        await page.uncheck(f'#row-{first} input[name="id"]')
-        await expect(page.locator(f"#row-{second}")).to_be_visible()
+        await page.check(f'#row-{chosen} input[name="id"]')
+        held = await seen_by_the_other()
+        assert await page.locator(f"#row-{held}").count() == 0
+        await page.uncheck(f'#row-{chosen} input[name="id"]')
+        await expect(page.locator(f"#row-{held}")).to_be_visible()
         await page.click(".pulse")
         await expect(page.locator(".pulse")).to_contain_text("paused")
-        third = await plant(engine)
-        await asyncio.sleep(3)
-        assert await page.locator(f"#row-{third}").count() == 0
+        held = await seen_by_the_other()
+        assert await page.locator(f"#row-{held}").count() == 0
         await page.click(".pulse")
-        await expect(page.locator(f"#row-{third}")).to_be_visible()
+        await expect(page.locator(f"#row-{held}")).to_be_visible()
 
 
 async def test_a_failed_job_is_retried_from_its_page(page: Page, url: str, engine: AsyncEngine) -> None:

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from outbox import Outbox, State
+from outbox import Limit, Outbox, State, limit
 from outbox.dashboard import outbox_dashboard
 from outbox.fastapi import Principal, api_keys
 from outbox.fastapi.access import COOKIE
@@ -150,7 +150,7 @@ async def test_many_are_counted_first_and_changed_in_portions(client: httpx2.Asy
         answer = await post(client, "/jobs/change", **fields)
         if answer.status_code == 303:
             break
-        fields["done"] = re.search(r'name="done" value="(\d+)"', answer.text)[1]  # type: ignore[index]
+        fields |= dict(re.findall(r'name="(done|after)" value="([^"]+)"', answer.text))
         portions.append(int(fields["done"]))
     assert portions == [1000, 2000]
     assert answer.headers["location"] == "/outbox/jobs?q=queue%3Abulk&said=cancel&count=2300"
@@ -190,6 +190,39 @@ async def test_a_queue_is_changed(
         statement = text(f"select {column} from outbox.queue where name = :name")  # noqa: S608 - ours
         assert (await connection.execute(statement, {"name": name})).scalar_one() == value
     assert (await deeds(engine))[-1].target == f"queue {name}"
+
+
+async def test_how_many_start_in_a_second_stays_when_how_many_run_is_said(
+    client: httpx2.AsyncClient, sessions: Sessions
+) -> None:
+    async with sessions.begin() as session:
+        await limit.put(session, "queue", "mail", Limit(rate=5, burst=2))
+    for said, concurrency in (("3", 3), ("", None)):
+        await post(client, "/queues/limit", name="mail", concurrency=said)
+        async with sessions() as session:
+            [rule] = await limit.rules(session)
+        assert (rule.limit.concurrency, rule.limit.rate_per_second, rule.limit.burst) == (concurrency, 5, 2)
+
+
+@pytest.mark.parametrize(("action", "kind"), [("priority", "scheduled"), ("run", "scheduled"), ("cancel", "running")])
+async def test_many_that_stay_where_they_are_are_each_changed_once(
+    client: httpx2.AsyncClient, engine: AsyncEngine, action: str, kind: str
+) -> None:
+    state = "running" if kind == "running" else "pending"
+    await plant_many(engine, 2300, state=state, ago=-3600)
+    fields = {"action": action, "q": "task:noop", "priority": "3"}
+    for _ in range(2):
+        answer = await post(client, "/jobs/change", **fields)
+        assert answer.status_code == 200
+        fields |= dict(re.findall(r'name="(done|after)" value="([^"]+)"', answer.text))
+    answer = await post(client, "/jobs/change", **fields)
+    assert answer.headers["location"].endswith(f"said={action}&count=2300")
+
+
+async def test_the_doctor_says_the_settings_that_others_have(client: httpx2.AsyncClient) -> None:
+    for path in ("/outbox/doctor", "/v1/doctor"):
+        text = re.sub(r"<[^>]+>|\s+", " ", (await client.get(path)).text)
+        assert re.search(r"statement_timeout\W+(value\W+)?0\b", text), text
 
 
 async def test_a_limit_is_set_and_taken_away(client: httpx2.AsyncClient, engine: AsyncEngine) -> None:

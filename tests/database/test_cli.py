@@ -18,7 +18,7 @@ from outbox.connection import Link
 from outbox.presence import Presence
 from tests import forks
 from tests.commands import ARGUMENTS, invoke, leaves
-from tests.factories import new_id, plant, read
+from tests.factories import new_id, plant, plant_many, read
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -373,3 +373,9 @@ async def test_ctrl_c_says_how_many_were_changed(cli: Cli, db: asyncpg.Connectio
     assert (process.returncode, printed) == (130, b"")
     assert 0 < changed < 20_000
     assert f"interrupted: {changed:,} jobs enqueued again by then" in complaints.decode()
+
+
+async def test_many_that_stay_where_they_are_are_changed_once(cli: Cli, engine: AsyncEngine) -> None:
+    await plant_many(engine, 1100, state="running")
+    assert "1,100 jobs cancelled or asked to stop" in await cli("jobs", "cancel", "--all", "--yes")
+    assert "no job" not in await cli("jobs", "run-now", "--state", "pending", "--yes", status=1)

@@ -163,6 +163,41 @@ async def test_many_are_requeued_by_filter_the_oldest_first(engine: AsyncEngine,
     assert [states[id] for id in others] == [State.FAILED, State.SUCCEEDED, State.PENDING]
 
 
+@pytest.mark.parametrize(
+    ("action", "kinds", "changed"),
+    [
+        ("run", ["pending", "scheduled"], 6),  # those that are due stay as they are
+        ("priority", ["pending"], 12),
+        ("cancel", ["running", "pending"], 12),  # those that run stay where they are
+        ("retry", ["failed"], 11),  # the key of the first is taken
+        ("discard", ["failed", "succeeded"], 12),
+    ],
+)
+async def test_portions_follow_each_other_and_end_though_some_stay_as_they_are(
+    engine: AsyncEngine, session: AsyncSession, action: control.Action, kinds: list[str], changed: int
+) -> None:
+    if action == "retry":
+        await plant(engine, task="mail", key="k")
+        await plant(engine, "failed", task="mail", key="k")
+    for n in range(12 if action != "retry" else 11):
+        await plant(engine, kinds[n % len(kinds)], task="mail")
+    after, counts = None, []
+    for _ in range(20):  # it would go on for ever, else
+        done = await control.change_many(
+            session,
+            action,
+            JobFilter(tasks=["mail"]),
+            limit=5,
+            after=after,
+            priority=3 if action == "priority" else None,
+        )
+        counts.append(done.changed)
+        await session.commit()
+        if (after := done.next) is None:
+            break
+    assert (len(counts), sum(counts)) == (3, changed)
+
+
 @pytest.mark.parametrize("states", [[State.SUCCEEDED], [State.PENDING, State.RUNNING]])
 async def test_a_filter_for_other_states_requeues_nothing(
     engine: AsyncEngine, session: AsyncSession, states: list[State]

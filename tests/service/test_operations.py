@@ -73,7 +73,7 @@ async def test_many_at_once(
     assert (dry["matched"], dry["dry_run"]) == (len(ids), True)
     before = [await read(engine, id) for id in others]
     done = await posted(client, f"/v1/jobs/bulk/{action}", **what)
-    assert (done["changed"], done["more"]) == (len(ids), False)
+    assert (done["changed"], done["next_cursor"]) == (len(ids), None)
     assert {(await read(engine, id)).state.value for id in ids} == {after}
     assert [await read(engine, id) for id in others] == before
 
@@ -87,12 +87,12 @@ async def test_those_that_run_are_asked_to_stop(client: httpx2.AsyncClient, engi
 
 async def test_many_in_portions_say_that_there_are_more(client: httpx2.AsyncClient, engine: AsyncEngine) -> None:
     ids = [await plant(engine, "failed") for _ in range(5)]
-    portions = []
-    more = True
-    while more:
-        done = await posted(client, "/v1/jobs/bulk/discard", filter={"state": ["failed"]}, limit=2)
+    portions, cursor = [], None
+    while True:
+        done = await posted(client, "/v1/jobs/bulk/discard", filter={"state": ["failed"]}, limit=2, cursor=cursor)
         portions.append(done["changed"])
-        more = done["more"]
+        if (cursor := done["next_cursor"]) is None:
+            break
     assert portions == [2, 2, 1]
     assert (await client.get(f"/v1/jobs/{ids[0]}")).status_code == 404
 

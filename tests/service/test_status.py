@@ -94,7 +94,7 @@ async def test_jobs_are_retried_by_filter(client: httpx2.AsyncClient) -> None:
     dry = await client.post("/v1/jobs/bulk/retry", json={**wanted, "dry_run": True})
     assert (dry.status_code, dry.json()["changed"], dry.json()["dry_run"]) == (200, 3, True)
     done = await client.post("/v1/jobs/bulk/retry", json={**wanted, "limit": 2})
-    assert (done.json()["changed"], done.json()["more"]) == (2, True)
+    assert (done.json()["changed"], done.json()["next_cursor"] is not None) == (2, True)
     states = [(await client.get(f"/v1/jobs/{id}")).json()["state"] for id in ids]
     assert states == ["pending", "pending", "cancelled"]
     refused = await client.post("/v1/jobs/bulk/retry", json={"filter": {"stat": ["failed"]}})
