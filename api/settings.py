@@ -30,6 +30,11 @@ class Settings(BaseSettings):
     outbox_access: Literal["local", "keys"] = Field(
         default="local", description="who may ask for jobs and steer them: this machine, or who has a key"
     )
+    outbox_trace_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://.*\{trace_id\}",
+        description="where a trace is shown, https://traces.example.com/{trace_id}; unset: pages show its id alone",
+    )
     outbox_lease: float = Field(
         default=30.0, description="seconds for which a worker's claim is good without a heartbeat"
     )

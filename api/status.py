@@ -21,4 +21,4 @@ def router() -> APIRouter:
 
 def dashboard() -> APIRouter:
     """The dashboard."""
-    return outbox_dashboard(outbox, sessions, access=access())
+    return outbox_dashboard(outbox, sessions, access=access(), trace_url=get_settings().outbox_trace_url)

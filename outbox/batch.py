@@ -205,4 +205,5 @@ def _call(outcome: str, callback: Callback) -> dict[str, Any]:
         "tags": list(options.tags) or None,
         "group_key": options.group,
         "limit_key": options.limit_key,
+        "headers": None if job.headers is None else json.loads(job.headers),
     }

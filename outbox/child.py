@@ -24,7 +24,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from outbox import attempt, events
+from outbox import attempt, events, trace
 from outbox.bounds import Bounds
 from outbox.context import Claim
 from outbox.errors import SoftTimeout
@@ -87,6 +87,7 @@ class Child:
         try:
             task = await asyncio.wrap_future(self._main_thread.submit(_find, order))
             self._say(Word())
+            trace.resume(claim.headers)
             telling = asyncio.create_task(self._tell(claim))
             outcome = await attempt.run(task, claim, self._main_thread)
             telling.cancel()

@@ -89,6 +89,7 @@ async def take(
             group=row["group_key"],
             limited="limit_key" in row,
             followed=row["followed"],
+            headers=row["headers"],
         )
         for row in rows
     ]

@@ -62,6 +62,7 @@ class Claim:
     limited: bool = False
     followed: bool = False
     checkpoint: str | None = None
+    headers: str | None = None
     progress: str | None = None
     kept: str | None = None
     told: tuple[str | None, str | None] = (None, None)

@@ -94,8 +94,8 @@ def _insert(connection: Connection, jobs: list[NewJob]) -> None:
 
 def _insert_plain(connection: Connection, values: dict[str, list[Any]]) -> None:
     said = {name: column[0] for name, column in values.items() if column}
-    if len(values["id"]) == 1 and said.keys() == _COMMON:
-        statement.execute(connection, _ENQUEUE_ONE, said)
+    if len(values["id"]) == 1 and said.keys() - {"headers"} == _COMMON:
+        statement.execute(connection, _ENQUEUE_ONE, {"headers": None} | said)
     else:
         statement.execute(connection, _ENQUEUE, values)
 

@@ -19,6 +19,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from outbox import trace
+
 
 class State(StrEnum):
     """Where a job is in its life, in life order."""
@@ -86,8 +88,14 @@ class Job:
     batch_id: UUID | None
     followed: bool
     blocked: str | None
+    headers: dict[str, Any] | None
 
     @property
     def done(self) -> bool:
         """Whether the job has reached a state in which it stays unless a person requeues it."""
         return self.state in TERMINAL
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace in which it was enqueued, 32 hexadecimal digits; None where nobody traced."""
+        return trace.trace_id(self.headers)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 from uuid import UUID
 
+from outbox import trace
 from outbox.backoff import MAX_ATTEMPTS, seconds
 
 if sys.version_info >= (3, 14):
@@ -151,6 +152,7 @@ class NewJob:
     With a key the id is final only after the flush: if the key was taken it is then that of the job that has it.
 
     :ivar is_new: whether the job was written, and not found to be there already; None before the flush.
+    :ivar headers: what it carries along from here, as JSON text: see ``trace``.
     :ivar batch: the batch it belongs to.
     :ivar followed: whether other jobs come after it.
     :ivar written_in: the transaction in which it was written.
@@ -179,6 +181,7 @@ class NewJob:
             self.payload = payload(self.id)
         self.options = options
         self.version = version
+        self.headers = trace.headers()
         for each in options.after:
             each.followed = True
 
@@ -187,6 +190,7 @@ class NewJob:
         self._write = other._write
         self.payload = other.payload_for(self.id)
         self.options, self.queue, self.version = other.options, other.queue, other.version
+        self.headers = other.headers
 
     def payload_for(self, id: UUID) -> str:
         """The arguments as the row with this id holds them."""
@@ -225,6 +229,7 @@ def columns(jobs: Sequence[NewJob]) -> dict[str, list[Any]]:
         "version": _said([None if job.version == 1 else job.version for job in jobs]),
         "batch": _said([job.batch and str(job.batch.id) for job in jobs]),
         "followed": _said([job.followed or None for job in jobs]),
+        "headers": _said([job.headers for job in jobs]),
         "follows": _said([bool(each.after) or None for each in options]),
     }
 

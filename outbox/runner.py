@@ -6,12 +6,13 @@ in there.
 """
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from outbox import attempt, events
+from outbox import attempt, events, trace
 from outbox.children import Children
 from outbox.context import Claim, Stop
 from outbox.job import State
@@ -66,6 +67,7 @@ class Runner:
         self._running: dict[Claim, asyncio.Task[None]] = {}
         self._threads = ThreadPoolExecutor(sum(settings.queues.values()), thread_name_prefix="outbox")
         self._children = Children(outbox, settings.max_jobs_per_child)
+        self._context = contextvars.copy_context()
         self._idle = asyncio.Event()
         self._closed = False
 
@@ -166,7 +168,9 @@ class Runner:
             return
         loop = asyncio.get_running_loop()
         while (claim := lane.next(now)) is not None:
-            self._running[claim] = loop.create_task(self._perform(claim, lane))
+            # Each in a context of its own: what a handler sets in it must not reach the next job.
+            context = self._context.copy()
+            self._running[claim] = loop.create_task(self._perform(claim, lane), context=context)
 
     async def _perform(self, claim: Claim, lane: Lane[Claim]) -> None:
         # Only from here on may the task be cancelled: one cancelled before its first step would never end its claim.
@@ -174,6 +178,7 @@ class Runner:
         started = time.monotonic()
         if self._observer is not None:
             self._observer.started(claim)
+        trace.resume(claim.headers)
         task = self._outbox[claim.task]
         if task.bounds.isolation:
             outcome = await self._children.run(task, claim)

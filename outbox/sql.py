@@ -25,7 +25,7 @@ Habits that keep them right:
 ENQUEUE = """
 insert into outbox.live_job (
     id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked, limit_key,
-    tenant, limited, batch_id, followed, version
+    tenant, limited, batch_id, followed, version, headers
 )
 select id, task, queue, payload::jsonb, priority,
        greatest(run_at, clock_timestamp() + make_interval(secs => coalesce(delay, 0))), max_attempts, tags::jsonb, key,
@@ -33,26 +33,27 @@ select id, task, queue, payload::jsonb, priority,
        case when follows then 'after' when group_key is not null then 'new' end, coalesce(limit_key, ''), tenant,
        task = any (array(select name from outbox.job_limit where scope = 'task'))
            or queue = any (array(select name from outbox.job_limit where scope = 'queue')),
-       batch_id, coalesce(followed, false), coalesce(version, 1)
+       batch_id, coalesce(followed, false), coalesce(version, 1), headers::jsonb
 from unnest(
     cast(:id as uuid[]), cast(:task as text[]), cast(:queue as text[]), cast(:payload as text[]),
     cast(:priority as smallint[]), cast(:run_at as timestamptz[]), cast(:delay as double precision[]),
     cast(:max_attempts as smallint[]), cast(:tags as text[]), cast(:key as text[]),
     cast(:group as text[]), cast(:passable as boolean[]), cast(:limit_key as text[]), cast(:tenant as text[]),
-    cast(:batch as uuid[]), cast(:followed as boolean[]), cast(:follows as boolean[]), cast(:version as smallint[])
+    cast(:batch as uuid[]), cast(:followed as boolean[]), cast(:follows as boolean[]), cast(:version as smallint[]),
+    cast(:headers as text[])
 ) as job (
     id, task, queue, payload, priority, run_at, delay, max_attempts, tags, key, group_key, passable, limit_key, tenant,
-    batch_id, followed, follows, version
+    batch_id, followed, follows, version, headers
 )
 where case when exists (select from outbox.queue where ceiling is not null)
            then (select outbox.has_room(cast(:queue as text[]))) else true end
 """
 
-# The same for the commonest case, one job with nothing but arguments. It is what a request waits for.
+# The same for the commonest case, one job with nothing but arguments and a trace. It is what a request waits for.
 ENQUEUE_ONE = """
-insert into outbox.live_job (id, task, queue, payload, priority, max_attempts, limited)
+insert into outbox.live_job (id, task, queue, payload, priority, max_attempts, headers, limited)
 select cast(:id as uuid), cast(:task as text), cast(:queue as text), cast(:payload as jsonb),
-       cast(:priority as smallint), cast(:max_attempts as smallint),
+       cast(:priority as smallint), cast(:max_attempts as smallint), cast(:headers as jsonb),
        cast(:task as text) = any (array(select name from outbox.job_limit where scope = 'task'))
            or cast(:queue as text) = any (array(select name from outbox.job_limit where scope = 'queue'))
 where case when exists (select from outbox.queue where ceiling is not null)
@@ -74,7 +75,7 @@ order by task, key
 on conflict (task, key) where key is not null do update
 set queue = excluded.queue, payload = excluded.payload, priority = excluded.priority, run_at = excluded.run_at,
     max_attempts = excluded.max_attempts, tags = excluded.tags, limit_key = excluded.limit_key,
-    tenant = excluded.tenant, limited = excluded.limited, version = excluded.version
+    tenant = excluded.tenant, limited = excluded.limited, version = excluded.version, headers = excluded.headers
 where live_job.state = 'pending' and live_job.fence = 0
 returning id, task, key
 """
@@ -212,14 +213,14 @@ with taken as materialized (
     returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
               live.max_attempts, live.fence, live.created_at, live.lost >= $7 as suspect, live.checkpoint::text,
               live.group_key, live.followed or live.batch_id is not null as followed, live.version,
-              date_part('epoch', live.started_at - live.run_at) as waited
+              live.headers::text, date_part('epoch', live.started_at - live.run_at) as waited
 )
 select * from claimed
 union all
-select null, 'groups', null, null, null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'groups', null, null, null, null, null, null, null, null, null, null, null, null, null, null, null
 where exists (select from outbox.live_job where blocked = 'new' and run_at <= now() and run_at >= $11)
 union all
-select null, 'limits', null, null, null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'limits', null, null, null, null, null, null, null, null, null, null, null, null, null, null, null
 where exists (
     select from unnest($1::text[]) as asked (queue)
     cross join lateral (
@@ -230,11 +231,11 @@ where exists (
     ) any_of_it
 )
 union all
-select null, 'paused', name, null, null, null, null, null, null, null, null, null, null, null, null, null
+select null, 'paused', name, null, null, null, null, null, null, null, null, null, null, null, null, null, null
 from outbox.queue where name = any ($1::text[]) and paused_at is not null
 union all
 select null, 'seen', pg_current_snapshot()::text, null, now(),
-       null, null, null, null, null, null, null, null, null, null, null
+       null, null, null, null, null, null, null, null, null, null, null, null
 """
 
 # Limited jobs are claimed in turns, by four statements in one transaction (see turns.py).
@@ -335,6 +336,7 @@ where live.id = any (array(
 returning live.id, live.task, live.queue, live.priority, live.run_at, live.payload::text, live.attempt,
           live.max_attempts, live.fence, live.created_at, live.lost >= $8 as suspect, live.checkpoint::text,
           live.group_key, live.followed or live.batch_id is not null as followed, live.version, live.limit_key,
+          live.headers::text,
           date_part('epoch', live.started_at - live.run_at) as waited
 """
 
@@ -409,7 +411,7 @@ where live.id = any ($1::uuid[]) and live.cancel_requested_at is not null
 _KEPT = """
         id, task, queue, priority, run_at, payload, max_attempts, fence, worker_id, created_at, started_at, tags, key,
         version, group_key, passable, limited, limit_key,
-        tenant, batch_id, followed"""
+        tenant, batch_id, followed, headers"""
 
 # running → succeeded | failed | cancelled.   Guard: fence.   Index: primary key.
 # The row moves to the table of finished jobs in the same statement. Answers the position of each job that was settled.
@@ -580,11 +582,11 @@ with chosen as materialized (
 insert into outbox.live_job (
     id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
     version, checkpoint, group_key, passable, limited, limit_key, tenant, batch_id, followed,
-    blocked
+    headers, blocked
 )
 select id, task, queue, priority, payload, max_attempts, fence, worker_id, created_at, started_at, errors, tags, key,
        version, checkpoint, group_key, passable, limited, limit_key, tenant, batch_id, followed,
-       case when group_key is not null then 'new' end
+       headers, case when group_key is not null then 'new' end
 from revived
 returning id
 """

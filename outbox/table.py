@@ -62,6 +62,7 @@ def _later_columns() -> list[Column[object]]:
         Column("batch_id", UUID),
         Column("followed", Boolean, nullable=False, server_default=text("false")),
         Column("blocked", Text),
+        Column("headers", JSONB),
     ]
 
 

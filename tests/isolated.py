@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
+from opentelemetry.trace import format_trace_id, get_current_span
 from pydantic import BaseModel, SecretStr
 
 from outbox import INJECTED, Cancel, Depends, JobContext, Outbox, Retry, Snooze
@@ -275,3 +276,8 @@ def _rename(arguments: dict[str, Any]) -> dict[str, Any]:
 @sealed.task(isolation="process", retry=1)
 def fails_with_secret(key: SecretStr) -> None:
     raise KeyError(key.get_secret_value())
+
+
+@outbox.task(isolation="process", retry=RETRY)
+def trace() -> str:
+    return format_trace_id(get_current_span().get_span_context().trace_id)

@@ -8,7 +8,7 @@ grant usage on schema outbox to outbox_enqueuer, outbox_worker, outbox_api;
 -- Who enqueues writes jobs, and sees of others only what decides whether a job may be written: no arguments, no results.
 grant insert (
     id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked, limit_key,
-    tenant, limited, batch_id, followed, version
+    tenant, limited, batch_id, followed, version, headers
 ) on outbox.live_job to outbox_enqueuer;
 grant select (id, task, key, queue, state, blocked, limited), update (followed) on outbox.live_job to outbox_enqueuer;
 grant insert, select (id, total, finished_at), update (total) on outbox.batch to outbox_enqueuer;

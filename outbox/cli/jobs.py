@@ -292,10 +292,11 @@ def _more(job: Job) -> list[tuple[str, Any]]:
         ("tenant", job.tenant),
         ("tags", ", ".join(job.tags)),
         ("worker", job.worker_id),
+        ("trace", job.trace_id),
         ("progress", job.progress),
         ("checkpoint", job.checkpoint),
     ]
 
 
 def _plain(job: Job) -> dict[str, Any]:
-    return asdict(job) | {"done": job.done}
+    return asdict(job) | {"done": job.done, "trace_id": job.trace_id}

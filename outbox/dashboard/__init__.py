@@ -22,6 +22,7 @@ def outbox_dashboard(
     *,
     access: Access = local_only,
     prefix: str = "/outbox",
+    trace_url: str | None = None,
 ) -> APIRouter:
     """The dashboard as a router, to be included in an application in one line.
 
@@ -29,12 +30,18 @@ def outbox_dashboard(
     :param access: a dependency of FastAPI that answers who asks, a ``Principal``. With ``api_keys`` people log in with
         a key. Unless given, only this machine itself is answered.
     :param prefix: of all paths; not empty.
+    :param trace_url: where a trace is shown, as in ``https://traces.example.com/trace/{trace_id}``; a job's page then
+        leads there.
+    :raises ValueError: if that is no such address.
     """
+    if trace_url is not None and not (trace_url.startswith(("https://", "http://")) and "{trace_id}" in trace_url):
+        raise ValueError(f"trace_url: {trace_url!r}; must start with https:// and have {{trace_id}} in it")
     api = Api(outbox, sessions, access)
     router = APIRouter(lifespan=api.lifespan)
     router.include_router(assets.area(), prefix=prefix)
     if isinstance(access, KeyAccess):
         router.include_router(entry.area(access), prefix=prefix)
-    for each in (overview, queues, jobs, schedules, batches, operating, live):
+    router.include_router(jobs.area(api, trace_url), prefix=prefix)
+    for each in (overview, queues, schedules, batches, operating, live):
         router.include_router(each.area(api), prefix=prefix)
     return router

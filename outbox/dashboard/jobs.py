@@ -35,8 +35,11 @@ Ids = Annotated[list[UUID], Query(max_length=MAX_PAGE)]
 Sent = Annotated[Form, Depends(form)]
 
 
-def area(api: Api) -> APIRouter:
-    """The routes."""
+def area(api: Api, trace_url: str | None) -> APIRouter:
+    """The routes.
+
+    :param trace_url: see ``outbox_dashboard``.
+    """
     router = APIRouter(route_class=PageRoute, include_in_schema=False)
     Session = Annotated[AsyncSession, api.session]  # noqa: N806 - types, here and below
     Reader = Annotated[Principal, api.reader]  # noqa: N806
@@ -80,7 +83,8 @@ def area(api: Api) -> APIRouter:
 
     @router.get("/jobs/{job_id}")
     async def show_job(request: Request, session: Session, who: Reader, job_id: UUID) -> Response:
-        return page(request, "job", who, **await _job(session, await found(session, job_id, who), who))
+        shown = await _job(session, await found(session, job_id, who), who)
+        return page(request, "job", who, trace_url=trace_url, **shown)
 
     @router.post("/jobs/{job_id}/{action}")
     async def change_job(

@@ -67,6 +67,7 @@ class JobView(BaseModel):
     key: str | None = Field(None, description="Of the live jobs of its task no other has it.")
     tenant: str | None = None
     batch_id: UUID | None = None
+    trace_id: str | None = Field(None, description="Of the trace in which it was enqueued, if there was one.")
     worker_id: UUID | None = Field(None, description="Which worker has, or had, claimed it.")
     group: str | None = Field(None, description="Its jobs run one at a time, in the order of their ids.")
     blocked_by: UUID | None = Field(None, description="The job of its group that is before it; when asked for one job.")
@@ -112,6 +113,7 @@ def view(request: Request, job: Job, who: Principal, blocked_by: UUID | None = N
         redacted=not clear,
         group=job.group_key,
         blocked_by=blocked_by,
+        trace_id=job.trace_id,
         links=links(request, job.id, job.state),
     )
     return JobView.model_validate({field: values[field] for field in JobView.model_fields})

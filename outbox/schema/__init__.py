@@ -9,9 +9,9 @@ from types import MappingProxyType
 from typing import Final
 
 from outbox.errors import SchemaMismatch
-from outbox.schema import v1, v2, v3
+from outbox.schema import v1, v2, v3, v4
 
-VERSIONS: Final = MappingProxyType({1: v1, 2: v2, 3: v3})
+VERSIONS: Final = MappingProxyType({1: v1, 2: v2, 3: v3, 4: v4})
 LATEST: Final = max(VERSIONS)
 """The version that this release works with."""
 

@@ -2,9 +2,13 @@
 
 from outbox.schema import v1
 
-UP = (
-    "drop function outbox.enqueue",
-    f"""
+
+def enqueue(*, headers: bool = False) -> str:
+    """The function; from version 4 on with headers."""
+    given, more, said = (
+        (",\n        headers jsonb default null", ", headers", ", enqueue.headers") if headers else ("", "", "")
+    )
+    return f"""
     create function outbox.enqueue(
         task text,
         payload jsonb default '{{}}',
@@ -21,7 +25,7 @@ UP = (
         passable boolean default false,
         limit_key text default '',
         version integer default 1,
-        tenant text default null
+        tenant text default null{given}
     ) returns uuid language plpgsql as $$
     #variable_conflict use_column
     declare
@@ -37,7 +41,7 @@ UP = (
         for round in 1 .. 20 loop
             insert into outbox.live_job as live (
                 id, task, queue, payload, priority, run_at, max_attempts, tags, key, group_key, passable, blocked,
-                limit_key, version, tenant, limited
+                limit_key, version, tenant, limited{more}
             )
             values (
                 new_id, enqueue.task, enqueue.queue, enqueue.payload, enqueue.priority,
@@ -48,7 +52,7 @@ UP = (
                 exists (
                     select from outbox.job_limit rule
                     where rule.name = case rule.scope when 'task' then enqueue.task else enqueue.queue end
-                )
+                ){said}
             )
             on conflict (task, key) where key is not null do nothing
             returning live.id into written;
@@ -69,8 +73,11 @@ UP = (
             using errcode = 'serialization_failure';
     end
     $$
-    """,
-    "comment on function outbox.enqueue is 'writes one job in the current transaction and returns its id'",
-)
+    """
+
+
+COMMENT = "comment on function outbox.enqueue is 'writes one job in the current transaction and returns its id'"
+
+UP = ("drop function outbox.enqueue", enqueue(), COMMENT)
 
 DOWN = ("drop function outbox.enqueue", *v1.ENQUEUE)

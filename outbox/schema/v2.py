@@ -23,8 +23,59 @@ _COLUMNS = (
     "blocked text"
 )
 
+COLUMNS = tuple(_COMMENTS)
+"""What it adds to both tables."""
+
 _ADD = ", ".join(f"add column {column}" for column in _COLUMNS.split(", "))
 _DROP = ", ".join(f"drop column {name}" for name in _COMMENTS)
+
+
+def finish(*, headers: bool = False) -> str:
+    """For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
+    without the worker's planner settings. A function brings its own."""
+    more, said = (", headers", ", job.headers") if headers else ("", "")
+    return f"""
+    create or replace function outbox.finish(
+        id uuid, fence bigint, result text, error text, progress text, checkpoint text
+    ) returns boolean
+    language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
+    declare
+        job outbox.live_job;
+        its_group text;
+    begin
+        select live.group_key into its_group from outbox.live_job live where live.id = finish.id;
+        if its_group is not null then
+            perform outbox.lock_groups(array[its_group]);
+        end if;
+        delete from outbox.live_job live
+        where live.id = finish.id and live.fence = finish.fence and live.state <> 'pending'
+        returning * into job;
+        if not found then
+            return false;
+        end if;
+        insert into outbox.finished_job (
+            id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
+            created_at, started_at, cancel_requested_at, tags, key, version, group_key, passable, limited,
+            limit_key, tenant, batch_id, followed, checkpoint, progress, result, errors{more}
+        ) values (
+            job.id, job.task, job.queue, 'succeeded', job.priority, job.run_at, job.payload, job.attempt + 1,
+            job.max_attempts, job.lost, job.fence, job.worker_id, job.created_at, job.started_at,
+            job.cancel_requested_at, job.tags, job.key, job.version, job.group_key, job.passable,
+            job.limited, job.limit_key, job.tenant, job.batch_id, job.followed,
+            coalesce(finish.checkpoint::jsonb, job.checkpoint), coalesce(finish.progress::jsonb, job.progress),
+            finish.result::jsonb,
+            outbox.append_error(job.errors, finish.error::jsonb || jsonb_build_object(
+                'attempt', job.attempt + 1, 'fence', job.fence, 'at', clock_timestamp(), 'worker_id',
+                job.worker_id)){said}
+        );
+        if its_group is not null then
+            perform outbox.open_groups(array[its_group]);
+        end if;
+        return true;
+    end
+    $$
+    """
+
 
 UP = (
     f"alter table outbox.live_job {_ADD}",
@@ -60,49 +111,8 @@ UP = (
     *flow.UP,
     *door.UP,
     *inbox.UP,
-    "create or replace view outbox.job as " + v1.both_tables(*_COMMENTS),
-    # For a handler that settles its job in its own transaction: on a connection that is not the worker's, and so
-    # without the worker's planner settings. A function brings its own.
-    """
-    create function outbox.finish(
-        id uuid, fence bigint, result text, error text, progress text, checkpoint text
-    ) returns boolean
-    language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
-    declare
-        job outbox.live_job;
-        its_group text;
-    begin
-        select live.group_key into its_group from outbox.live_job live where live.id = finish.id;
-        if its_group is not null then
-            perform outbox.lock_groups(array[its_group]);
-        end if;
-        delete from outbox.live_job live
-        where live.id = finish.id and live.fence = finish.fence and live.state <> 'pending'
-        returning * into job;
-        if not found then
-            return false;
-        end if;
-        insert into outbox.finished_job (
-            id, task, queue, state, priority, run_at, payload, attempt, max_attempts, lost, fence, worker_id,
-            created_at, started_at, cancel_requested_at, tags, key, version, group_key, passable, limited,
-            limit_key, tenant, batch_id, followed, checkpoint, progress, result, errors
-        ) values (
-            job.id, job.task, job.queue, 'succeeded', job.priority, job.run_at, job.payload, job.attempt + 1,
-            job.max_attempts, job.lost, job.fence, job.worker_id, job.created_at, job.started_at,
-            job.cancel_requested_at, job.tags, job.key, job.version, job.group_key, job.passable,
-            job.limited, job.limit_key, job.tenant, job.batch_id, job.followed,
-            coalesce(finish.checkpoint::jsonb, job.checkpoint), coalesce(finish.progress::jsonb, job.progress),
-            finish.result::jsonb,
-            outbox.append_error(job.errors, finish.error::jsonb || jsonb_build_object(
-                'attempt', job.attempt + 1, 'fence', job.fence, 'at', clock_timestamp(), 'worker_id', job.worker_id))
-        );
-        if its_group is not null then
-            perform outbox.open_groups(array[its_group]);
-        end if;
-        return true;
-    end
-    $$
-    """,
+    "create or replace view outbox.job as " + v1.both_tables(*COLUMNS),
+    finish(),
     "comment on function outbox.finish is 'settles a claim as succeeded with the current transaction; false if stale'",
     # A checkpoint in a transaction of the handler's, for the same reason a function.
     """

@@ -12,15 +12,11 @@ _FIND = (
     "create index finished_job_key on outbox.finished_job (key, id) where key is not null",
 )
 
-UP = (
-    *_FIND,
-    *worker.UP,
-    *access.UP,
-    *overview.UP,
-    *partition.UP,
-    # The same as cancelling each of them, as one. A job that is being settled just now is passed over.
-    f"""
-    create function outbox.cancel_jobs(wanted uuid[]) returns integer
+
+def cancel_jobs(kept: str) -> str:
+    """The same as cancelling each of them, as one. A job that is being settled just now is passed over."""
+    return f"""
+    create or replace function outbox.cancel_jobs(wanted uuid[]) returns integer
     language plpgsql set enable_seqscan = off set enable_bitmapscan = off as $$
     declare
         groups text[];
@@ -38,15 +34,24 @@ UP = (
         with gone as (
             delete from outbox.live_job where id = any (wanted) and state = 'pending' returning *
         )
-        insert into outbox.finished_job ({KEPT}, state, errors)
-        select {KEPT.replace("cancel_requested_at", "clock_timestamp()")}, 'cancelled', errors
+        insert into outbox.finished_job ({kept}, state, errors)
+        select {kept.replace("cancel_requested_at", "clock_timestamp()")}, 'cancelled', errors
         from gone;
         get diagnostics cancelled = row_count;
         perform outbox.open_groups(groups) where cardinality(groups) > 0;
         return asked + cancelled;
     end
     $$
-    """,
+    """
+
+
+UP = (
+    *_FIND,
+    *worker.UP,
+    *access.UP,
+    *overview.UP,
+    *partition.UP,
+    cancel_jobs(KEPT),
     "comment on function outbox.cancel_jobs(uuid[]) is 'cancels jobs, and asks to stop those that run; how many'",
     "insert into outbox.schema_version (version) values (3)",
 )

@@ -391,6 +391,33 @@ async def test_payloads_are_for_those_who_may_read_them(
         assert "canary" in (await guarded.get(f"/outbox/jobs/{id}")).text
 
 
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+CARRIED = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01", "baggage": "customer=canary"}
+
+
+async def test_a_job_names_its_trace_and_leads_to_it(
+    client: httpx2.AsyncClient, engine: AsyncEngine, outbox: Outbox, sessions: Sessions
+) -> None:
+    id = await plant(engine, "failed", headers=CARRIED)
+    shown = (await client.get(f"/outbox/jobs/{id}")).text
+    assert f'<span class="id">{TRACE}</span>' in shown
+    assert "canary" not in shown
+    assert "Trace</dt>" not in (await client.get(f"/outbox/jobs/{await plant(engine)}")).text
+    app = FastAPI()
+    app.include_router(outbox_dashboard(outbox, sessions, trace_url="https://traces.example.com/?id={trace_id}&x=1"))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://127.0.0.1") as leading:
+        shown = (await leading.get(f"/outbox/jobs/{id}")).text
+    assert f'href="https://traces.example.com/?id={TRACE}&amp;x=1"' in shown
+
+
+@pytest.mark.parametrize("trace_url", ["https://traces.example.com/", "javascript:alert('{trace_id}')", ""])
+def test_a_trace_is_shown_at_an_address_that_has_room_for_its_id(
+    outbox: Outbox, sessions: Sessions, trace_url: str
+) -> None:
+    with pytest.raises(ValueError, match="trace_url"):
+        outbox_dashboard(outbox, sessions, trace_url=trace_url)
+
+
 async def test_a_person_logs_in_with_a_key_and_out_again(guarded: httpx2.AsyncClient, sessions: Sessions) -> None:
     wanted = await guarded.get("/outbox/jobs?q=state:failed")
     assert wanted.headers["location"] == f"/outbox/login?to={quote('/outbox/jobs?q=state:failed', safe='')}"

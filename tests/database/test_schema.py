@@ -201,6 +201,7 @@ async def test_the_checks_are_these(db: asyncpg.Connection) -> None:
         "live_job_payload": "check jsonb_typeofpayload = 'object'",
         "live_job_errors": "check jsonb_typeoferrors = 'array'",
         "live_job_tags": checks["live_job_tags"],
+        "live_job_headers": "check jsonb_typeofheaders = 'object' and lengthheaders <= 8192",
         "finished_job_state": "check state = any array['succeeded', 'failed', 'cancelled']",
         "finished_job_lease": "check lease_until is null",
     }

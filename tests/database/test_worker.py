@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -707,3 +708,19 @@ async def test_what_the_database_refuses_a_heartbeat_keeps_no_lease_from_being_r
 async def _running(engine: AsyncEngine, id: UUID) -> Job:
     await in_state(engine, id, State.RUNNING)
     return await read(engine, id)
+
+
+async def test_what_a_handler_sets_in_its_context_does_not_reach_the_next_job(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    outbox, customer, seen = Outbox(), ContextVar("customer", default=0), []
+
+    @outbox.task()
+    async def handle(n: int) -> None:
+        seen.append(customer.get())
+        customer.set(n)
+
+    await plant_many(engine, 3, task="handle")
+    async with working(outbox, database_url, queues={"default": 1}):
+        await drained(engine)
+    assert seen == [0, 0, 0]
