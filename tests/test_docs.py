@@ -19,7 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from outbox import Job, Outbox, State, WorkerSettings, check, keys, limit, schedule, status
 from outbox.fastapi import TaskAdder
 from outbox.worker import Worker
-from tests.factories import plant
+from tests.database.workers import drained, working
+from tests.factories import plant, read
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[1]
@@ -377,3 +378,18 @@ async def test_the_dashboard_of_the_page_opens_for_those_with_a_key(sessions: Se
         assert (await client.get("/outbox/jobs")).headers["location"].startswith("/outbox/login")
         await client.post("/outbox/login", data={"key": key})
         assert str(id) in (await client.get("/outbox/jobs")).text
+
+
+async def test_a_handler_goes_on_in_the_trace_of_the_request(
+    sessions: async_sessionmaker[AsyncSession], engine: AsyncEngine, database_url: str
+) -> None:
+    example = load(ROOT / "docs/examples/tracing.py")
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    transport = httpx2.ASGITransport(example.shop(sessions))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        id = UUID((await client.post("/orders/7", headers=headers)).json())
+    async with working(example.outbox, database_url, queues={"mail": 1}):
+        await drained(engine)
+    job = await read(engine, id)
+    assert (job.result, job.trace_id) == (trace, trace)
