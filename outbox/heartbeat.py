@@ -245,10 +245,13 @@ class Heartbeat:
         await maintenance.mend_groups(self._link)
 
     async def _fire(self) -> float | None:
-        fired = await ticks.fire_due(self._link, self._tasks)
+        fired = 0
+        wait = await ticks.seconds_to_next(self._link, self._tasks)
+        if wait is not None and wait <= 0:
+            fired = await ticks.fire_due(self._link, self._tasks)
+            wait = await ticks.seconds_to_next(self._link, self._tasks)
         if fired:
             self._tell_worker(self._on_fired)
-        wait = await ticks.seconds_to_next(self._link, self._tasks)
         if wait is None:
             return None
         return max(0.0 if fired else BUSY, min(wait, FIRE))

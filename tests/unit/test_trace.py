@@ -3,6 +3,8 @@
 import asyncio
 import contextvars
 import json
+import subprocess
+import sys
 
 import pytest
 from opentelemetry import baggage, context, trace
@@ -90,3 +92,8 @@ def test_headers_that_name_no_trace_name_none(planted: str) -> None:
     assert contextvars.copy_context().run(look) == "0" * 32
     if len(planted) < 200:
         assert trace_id(json.loads(planted)) is None
+
+
+def test_where_nobody_traces_opentelemetry_is_not_even_imported() -> None:
+    said = "import sys, outbox.worker, outbox.cli; print([name for name in sys.modules if 'opentelemetry' in name])"
+    assert subprocess.run([sys.executable, "-c", said], capture_output=True, check=True, text=True).stdout == "[]\n"
