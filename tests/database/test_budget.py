@@ -49,7 +49,10 @@ async def test_a_drain_costs_a_few_statements_for_hundreds_of_jobs(
     assert claims + settles < 5000 / 10
 
 
-@pytest.mark.parametrize(("wake_up", "pause"), [(False, 0.2), (True, 0.4)], ids=["polling", "listening"])
+@pytest.mark.parametrize(
+    ("wake_up", "pause"),
+    [pytest.param(False, 0.2, id="polling"), pytest.param(True, 0.4, id="listening", marks=pytest.mark.slow)],
+)
 async def test_an_idle_worker_asks_at_the_longest_pause_and_for_nothing_else(
     engine: AsyncEngine, sent: list[str], worker: Worker, pause: float
 ) -> None:

@@ -135,6 +135,7 @@ async def test_a_changed_file_is_what_the_next_job_runs(dev: Start, engine: Asyn
     assert (await ended(engine)).result == "howdy Ada"
 
 
+@pytest.mark.slow
 async def test_a_file_with_an_error_is_said_and_the_next_change_is_waited_for(dev: Start, engine: AsyncEngine) -> None:
     running = dev()
     await running.says("ready")
@@ -163,6 +164,7 @@ async def test_a_failure_is_shown_with_its_place_and_steers_no_terminal(dev: Sta
     assert job.errors[-1]["message"] == "\x1b[31m [red]"
 
 
+@pytest.mark.slow
 async def test_a_job_that_runs_on_is_handed_back_and_runs_with_the_new_code(dev: Start, engine: AsyncEngine) -> None:
     (running := dev("--grace", "0")).change("return", "await __import__('asyncio').sleep(3600)\n    return")
     await running.says("ready")
@@ -189,6 +191,7 @@ async def test_ctrl_c_stops_it_in_good_order(dev: Start, engine: AsyncEngine) ->
     assert "Traceback" not in running.said()
 
 
+@pytest.mark.slow
 async def test_a_worker_does_not_outlive_the_one_that_restarts_it(dev: Start, engine: AsyncEngine) -> None:
     running = dev()
     await running.says("ready")

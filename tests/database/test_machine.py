@@ -1,7 +1,7 @@
 """Random histories of two workers, an enqueuer and an operator against a model of what a queue is, on real Postgres.
 
 Time passes where a rule says so: what is due later is moved into the past by hand. After every step all rows are
-compared with the model. ``OUTBOX_TEST_EXAMPLES`` says how many histories there are.
+compared with the model. ``OUTBOX_TEST_EXAMPLES`` says how many histories the slow run has.
 """
 
 import asyncio
@@ -38,7 +38,8 @@ from outbox.marks import Marks
 from outbox.outcome import RELEASED, Error, Finished, Outcome, Postponed
 from tests.factories import WORKER
 
-EXAMPLES = int(os.environ.get("OUTBOX_TEST_EXAMPLES", "40"))
+A_FEW = 15
+MANY = int(os.environ.get("OUTBOX_TEST_EXAMPLES", "80"))
 STEPS = 40
 AT_ONCE = 2
 """Jobs of the limited task that may run at once."""
@@ -408,8 +409,11 @@ class Queue(RuleBasedStateMachine):
             await verb(session, what)
 
 
-@pytest.mark.timeout(EXAMPLES * 10)
-def test_every_history_is_what_the_model_says(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(MANY * 10)
+@pytest.mark.parametrize("examples", [A_FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["a few", "many"])
+def test_every_history_is_what_the_model_says(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, examples: int
+) -> None:
     monkeypatch.setattr(marks, "PATIENCE", timedelta(seconds=0.02))
     with asyncio.Runner() as runner:
         Queue.runner = runner
@@ -419,7 +423,7 @@ def test_every_history_is_what_the_model_says(database_url: str, monkeypatch: py
             run_state_machine_as_test(
                 Queue,
                 settings=settings(
-                    max_examples=EXAMPLES,
+                    max_examples=examples,
                     stateful_step_count=STEPS,
                     deadline=None,
                     database=None,

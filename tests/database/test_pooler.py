@@ -225,6 +225,7 @@ async def test_every_statement_keeps_its_plan(
     await link.close()
 
 
+@pytest.mark.slow
 async def test_what_a_worker_runs_never_reads_the_whole_table(
     engine: AsyncEngine, db: asyncpg.Connection, pooler_url: str
 ) -> None:

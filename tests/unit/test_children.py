@@ -312,11 +312,15 @@ async def test_too_much_memory_is_an_error_and_the_next_job_has_all_of_it(childr
 # Being stopped.
 
 
-STOPS = [(Stop.CANCELLED, Finished(State.CANCELLED)), (Stop.SHUTDOWN, RELEASED), (Stop.LEASE_LOST, RELEASED)]
-
-
 @pytest.mark.parametrize("how", isolated.STUBBORN)
-@pytest.mark.parametrize(("why", "expected"), STOPS)
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [
+        (Stop.CANCELLED, Finished(State.CANCELLED)),
+        pytest.param(Stop.SHUTDOWN, RELEASED, marks=pytest.mark.slow),  # what differs is tested without a process, too
+        pytest.param(Stop.LEASE_LOST, RELEASED, marks=pytest.mark.slow),
+    ],
+)
 async def test_a_stopped_handler_is_killed_and_ends_as_its_stop_says(
     children: Children, tmp_path: Path, how: str, why: Stop, expected: Outcome
 ) -> None:
