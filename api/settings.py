@@ -50,10 +50,13 @@ class Settings(BaseSettings):
     mail_from: EmailStr = "shop@example.com"
 
     warehouse_url: str | None = Field(default=None, description="where new orders are announced; unset: nobody is told")
-    warehouse_secret: SecretStr | None = Field(default=None, description="Standard Webhooks secret, whsec_...")
+    warehouse_secret: SecretStr | None = Field(
+        default=None,
+        description="Standard Webhooks secret, whsec_...; while it changes the new and the old, comma-separated",
+    )
     analytics_url: str | None = Field(default=None, description="where events are sent; unset: nowhere")
     payments_secret: SecretStr | None = Field(
-        default=None, description="Standard Webhooks secret of the payment provider, whsec_...; unset: nobody may call"
+        default=None, description="the payment provider's secret, whsec_..., or two as above; unset: nobody may call"
     )
     webhook_allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
         default=frozenset(),
@@ -80,17 +83,21 @@ class Settings(BaseSettings):
     def _strong(cls, secret: SecretStr | None) -> SecretStr | None:
         if secret is None:
             return None
-        try:
-            size = len(base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True))
-        except binascii.Error:
-            size = 0
-        if not 24 <= size <= 64:
+        if not all(24 <= _size(each) <= 64 for each in secret.get_secret_value().split(",")):
             raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
         return secret
 
     def worker(self, queues: dict[str, int]) -> WorkerSettings:
         """The library's settings for a worker of this service."""
         return WorkerSettings(queues=queues, lease=self.outbox_lease, grace=self.outbox_grace)
+
+
+def _size(key: str) -> int:
+    """Bytes in a key of Standard Webhooks; 0 if it is none."""
+    try:
+        return len(base64.b64decode(key.removeprefix("whsec_"), validate=True))
+    except binascii.Error:
+        return 0
 
 
 _configured: list[Settings] = []

@@ -66,7 +66,7 @@ async def send(
     """POST the payload to the URL; return once the other side has said yes (2xx).
 
     :param id: the same for each retry, so that the receiver can tell a repetition.
-    :param secret: ``whsec_...``; signs the request.
+    :param secret: see ``keys``; each of them signs the request.
     :param allowed_hosts: hosts that are trusted: plain http, any port, any address.
     :raises WebhookRefused: do not try again.
     :raises WebhookFailed: try again.
@@ -75,8 +75,8 @@ async def send(
     headers = {"content-type": "application/json", "user-agent": "outbox", "webhook-id": id}
     if secret is not None:
         now = datetime.now(UTC)
-        signature = Webhook(secret.get_secret_value()).sign(id, now, body)
-        headers |= {"webhook-timestamp": str(int(now.timestamp())), "webhook-signature": signature}
+        signatures = " ".join(Webhook(each).sign(id, now, body) for each in keys(secret))
+        headers |= {"webhook-timestamp": str(int(now.timestamp())), "webhook-signature": signatures}
     try:
         async with asyncio.timeout(TIMEOUT):
             target = _parse(url, allowed_hosts)
@@ -84,6 +84,11 @@ async def send(
             judge(await _post(target, addresses, body, headers))
     except (TimeoutError, httpx2.HTTPError) as exc:
         raise WebhookFailed(f"{type(exc).__name__}: {exc}") from exc
+
+
+def keys(secret: SecretStr) -> list[str]:
+    """The keys in a secret, ``whsec_...``: while one takes the place of another both, with a comma between."""
+    return secret.get_secret_value().split(",")
 
 
 def judge(answer: httpx2.Response) -> None:

@@ -19,6 +19,8 @@ from tests.service.servers import Mailbox
 ORDER = {"email": "ada@example.com", "lines": [{"sku": "TEA", "quantity": 2, "unit_price_cents": 1250}]}
 PATH = "/v1/payments/webhook"
 
+OTHER = "whsec_" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVoxMjM0NTY="
+
 
 @pytest.fixture(autouse=True)
 def provider(client: httpx2.AsyncClient, settings: Settings) -> None:
@@ -62,9 +64,16 @@ async def test_one_that_could_not_be_done_may_be_sent_again(
     assert (await send(client, paid(order))).json()["new"] is True
 
 
+async def test_while_the_secret_changes_both_are_heard(client: httpx2.AsyncClient, settings: Settings) -> None:
+    both = SecretStr(f"{OTHER},{SECRET}")
+    configure(settings.model_copy(update={"payments_secret": both}))
+    order = (await client.post("/v1/orders", json=ORDER)).json()["id"]
+    for n, secret in enumerate((SECRET, OTHER)):
+        assert (await send(client, paid(order), id=f"msg_{n}", secret=secret)).status_code == 200
+
+
 async def test_who_cannot_sign_is_not_heard(client: httpx2.AsyncClient, connection: AsyncConnection) -> None:
-    other = "whsec_" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVoxMjM0NTY="
-    assert (await send(client, paid(str(uuid4())), secret=other)).status_code == 401
+    assert (await send(client, paid(str(uuid4())), secret=OTHER)).status_code == 401
     assert (await client.post(PATH, json=paid(str(uuid4())))).status_code == 401
     assert await connection.scalar(text("select count(*) from outbox.inbox")) == 0
 

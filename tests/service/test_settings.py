@@ -33,6 +33,7 @@ def test_secrets_are_not_shown() -> None:
         {"database_url": "mysql://me:canary@db/shop"},
         {"warehouse_secret": "whsec_canary"},
         {"warehouse_secret": "canary!"},
+        {"warehouse_secret": "whsec_Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5,whsec_canary"},
         {"smtp_port": 0},
     ],
 )

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 import httpx2
 import pytest
 from pydantic import SecretStr
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.responses import Response, StreamingResponse
 
 from api import webhooks
@@ -17,6 +17,9 @@ from outbox import Cancel
 from outbox.backoff import RetryAfter
 from tests.service.conftest import SECRET
 from tests.service.servers import Receiver
+
+OTHER = "whsec_" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVoxMjM0NTY="
+THIRD = "whsec_" + "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="
 
 LOOPBACK = frozenset({"127.0.0.1"})
 
@@ -155,6 +158,16 @@ async def test_the_request_is_signed(receiver: Receiver) -> None:
     assert Webhook(SECRET).verify(delivery.body, delivery.headers) == payload
     assert delivery.headers["webhook-id"] == "job-1"
     assert delivery.headers["content-type"] == "application/json"
+
+
+async def test_while_the_secret_changes_the_new_one_and_the_old_one_fit(receiver: Receiver) -> None:
+    secret = SecretStr(f"{OTHER},{SECRET}")
+    await send(receiver.url, {}, id="job-1", secret=secret, allowed_hosts=LOOPBACK)
+    (delivery,) = receiver.deliveries
+    for key in (SECRET, OTHER):
+        Webhook(key).verify(delivery.body, delivery.headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(THIRD).verify(delivery.body, delivery.headers)
 
 
 @pytest.mark.parametrize(
