@@ -61,7 +61,8 @@ wheel: $(ENV) ## build the wheel and the source distribution into dist/
 
 lock: $(ENV) ## pin the newest suitable versions in requirements.lock
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev \
-		--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.lock
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --generate-hashes pyproject.toml \
+		-o requirements.lock
 
 clean: ## remove caches and builds; the environment and the local data stay
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
