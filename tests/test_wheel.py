@@ -72,9 +72,11 @@ def test_the_wheel_installs_one_package(dist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     top = {name.partition("/")[0] for name in names}
-    assert top == {"outbox", f"{wheel.name.rpartition('-py3')[0]}.dist-info"}
+    information = f"{wheel.name.rpartition('-py3')[0]}.dist-info"
+    assert top == {"outbox", information}
     assert "outbox/py.typed" in names
     assert not [name for name in names if "__pycache__" in name]
+    assert [name for name in names if "/sboms/" in name] == [f"{information}/sboms/vendored.cdx.json"]
 
 
 @pytest.mark.slow
