@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import EmailStr, Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from outbox import WorkerSettings
+from outbox import WorkerSettings, address
+from outbox.errors import DeclarationError
 
 
 class Settings(BaseSettings):
@@ -58,12 +59,14 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _async_driver(cls, url: str) -> str:
-        for prefix in ("postgres://", "postgresql://"):
-            if url.startswith(prefix):
-                return "postgresql+asyncpg://" + url.removeprefix(prefix)
-        if not url.startswith("postgresql+asyncpg://"):
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
             raise ValueError("must start with postgresql://")
-        return url
+        try:
+            address.dsn(url)
+        except DeclarationError as exc:
+            raise ValueError(str(exc)) from None
+        return f"postgresql+asyncpg://{rest}"
 
     @field_validator("webhook_allowed_hosts", mode="before")
     @classmethod
