@@ -117,22 +117,26 @@ everybody = pytest.mark.parametrize(
 )
 
 
+in_both_words = pytest.mark.parametrize("word", ["sslmode", "ssl"])
+
+
 @everybody
-@pytest.mark.parametrize("mode", ["sslmode", "ssl"])
+@in_both_words
 async def test_who_is_who_they_say_is_let_in(
-    connect: Callable[[str], Awaitable[str]], front: Door, authority: Authority, mode: str
+    connect: Callable[[str], Awaitable[str]], front: Door, authority: Authority, word: str
 ) -> None:
-    said = await connect(front.url("localhost", **{mode: "verify-full", "sslrootcert": str(authority.file)}))
+    said = await connect(front.url("localhost", **{word: "verify-full", "sslrootcert": str(authority.file)}))
     assert said == ""
     assert front.encrypted > 0
     assert (front.refused, front.plain) == (0, 0)
 
 
 @everybody
+@in_both_words
 async def test_whose_certificate_a_stranger_has_signed_is_refused(
-    connect: Callable[[str], Awaitable[str]], front: Door, stranger: Authority
+    connect: Callable[[str], Awaitable[str]], front: Door, stranger: Authority, word: str
 ) -> None:
-    said = await connect(front.url("localhost", **VERIFIED, sslrootcert=str(stranger.file)))
+    said = await connect(front.url("localhost", **{word: "verify-full", "sslrootcert": str(stranger.file)}))
     assert "certificate verify failed" in said
     assert (front.encrypted, front.plain) == (0, 0)
 
