@@ -61,10 +61,26 @@ wheel: $(ENV) ## build the wheel and the source distribution into dist/
 
 lock: $(ENV) ## pin the newest suitable versions in requirements.lock
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --group dev \
-		--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml -o requirements.lock
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --generate-hashes pyproject.toml \
+		-o requirements.lock
+
+# Tools with environments of their own: they would bring forty packages into ours, and become part of what they look at.
+TOOL := $(BIN)/uv tool run --quiet --from
+
+audit: $(ENV) ## ask the advisory database of the Python Package Index about everything in requirements.lock
+	@$(TOOL) pip-audit==2.10.1 pip-audit --disable-pip --require-hashes --progress-spinner off -r requirements.lock $(ARGS)
+
+sbom: $(ENV) ## write down in build/sbom.json what a service with the library installs, as CycloneDX
+	@mkdir -p build
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group service --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --constraint requirements.lock pyproject.toml \
+		-o build/service.txt
+	@$(TOOL) cyclonedx-bom==7.5.0 cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		-o build/sbom.json build/service.txt
 
 clean: ## remove caches and builds; the environment and the local data stay
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find api migrations outbox tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup run crash worker api migrate test test-crash bench bench-full openapi lint format wheel lock clean
+.PHONY: help setup run crash worker api migrate test test-crash bench bench-full openapi lint format wheel lock audit sbom \
+	clean

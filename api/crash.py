@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from api.crew import Crew, Failure, Member, say
 from api.handlers.demo import demo_step
-from outbox import Job, State, status
+from outbox import Job, State, address, status
 
 STEPS = 8
 KILL_AT = 3
@@ -26,7 +26,7 @@ async def play(crew: Crew, base: str, url: str) -> None:
     """
     queue = f"demo-{os.getpid()}"  # no worker but these two may take the job
     workers = dict([await _worker(crew, name, queue) for name in ("worker A", "worker B")])
-    engine = create_async_engine(url)
+    engine = address.engine(url)
     try:
         async with AsyncSession(engine) as session, session.begin():
             id = demo_step.options(queue=queue).enqueue(session, STEPS).id

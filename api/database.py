@@ -4,9 +4,10 @@ from functools import cache
 from typing import Annotated
 
 from fastapi import Depends
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from api.settings import get_settings
+from outbox import address
 from outbox.fastapi import idempotent_route, session_dependency
 
 
@@ -19,7 +20,7 @@ def engine() -> AsyncEngine:
 def _engine(url: str) -> AsyncEngine:
     # The ping costs a fraction of a millisecond and turns a restarted database into one reconnect, not into errors.
     # Parameters are people's data: no error and no log repeats them.
-    return create_async_engine(
+    return address.engine(
         url, pool_pre_ping=True, hide_parameters=True, connect_args={"timeout": 5, "command_timeout": 30}
     )
 

@@ -5,6 +5,7 @@ One process has one configuration: ``get_settings`` reads it once, ``configure``
 
 import base64
 import binascii
+import ipaddress
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,8 @@ from typing import Annotated, Literal
 from pydantic import EmailStr, Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from outbox import WorkerSettings
+from outbox import WorkerSettings, address
+from outbox.errors import DeclarationError
 
 
 class Settings(BaseSettings):
@@ -25,7 +27,8 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address that the API listens at")
     port: int = Field(default=8000, ge=1, le=65_535)
     forwarded_allow_ips: str = Field(
-        default="", description="comma-separated addresses of proxies that are believed when they say for whom they ask"
+        default="",
+        description="comma-separated addresses or networks of proxies, believed when they say for whom they ask",
     )
     outbox_access: Literal["local", "keys"] = Field(
         default="local", description="who may ask for jobs and steer them: this machine, or who has a key"
@@ -66,12 +69,23 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _async_driver(cls, url: str) -> str:
-        for prefix in ("postgres://", "postgresql://"):
-            if url.startswith(prefix):
-                return "postgresql+asyncpg://" + url.removeprefix(prefix)
-        if not url.startswith("postgresql+asyncpg://"):
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in ("postgres", "postgresql", "postgresql+asyncpg"):
             raise ValueError("must start with postgresql://")
-        return url
+        try:
+            address.dsn(url)
+        except DeclarationError as exc:
+            raise ValueError(str(exc)) from None
+        return f"postgresql+asyncpg://{rest}"
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _proxies(cls, given: str) -> str:
+        proxies = [each.strip() for each in given.split(",") if each.strip()]
+        for each in proxies:
+            # Neither a name, which uvicorn would take and never find, nor "*": then anybody could say they are anybody.
+            ipaddress.ip_network(each)
+        return ",".join(proxies)
 
     @field_validator("webhook_allowed_hosts", mode="before")
     @classmethod

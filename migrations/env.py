@@ -12,12 +12,11 @@ from typing import Any, Final
 from alembic import context
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from api import models
 from api.settings import get_settings
-from outbox import schema, table
+from outbox import address, schema, table
 
 TRIES: Final = 8
 LOCK_NOT_AVAILABLE: Final = "55P03"
@@ -57,7 +56,7 @@ def migrate(connection: Connection) -> None:
 
 async def migrate_online() -> None:
     """Migrate the database of DATABASE_URL; give way to others' locks, up to eight times."""
-    engine = create_async_engine(get_settings().database_url, poolclass=NullPool)
+    engine = address.engine(get_settings().database_url, poolclass=NullPool)
     for attempt in range(1, TRIES + 1):
         try:
             async with engine.connect() as connection:

@@ -12,11 +12,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from outbox import events
-from outbox.errors import DeclarationError
+from outbox.address import dsn as dsn
 from outbox.settings import WorkerSettings
 
 # Statistics of a queue's table are always stale, and a plan made while it was empty is the wrong one a minute later.
@@ -48,9 +46,6 @@ _SESSION = {
 # whatever returns a row is prepared, and would be left behind in a session that is not ours.
 _IS_DIRECT = "select 1 / (pg_backend_pid() = {pid})::integer"
 
-# What people write into an address for SQLAlchemy; asyncpg would send it to the server, which knows no such setting.
-_FOR_SQLALCHEMY = ("ssl", "prepared_statement_cache_size", "prepared_statement_name_func")
-
 FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """How a statement can fail. asyncpg raises InternalClientError when used just as the server closes the connection."""
 
@@ -59,27 +54,6 @@ MAX_PAUSE = 1.0
 
 REMIND = 30.0
 """Seconds after which an outage that lasts is reported again."""
-
-
-def dsn(url: str) -> str:
-    """The address as asyncpg wants it, from a libpq or SQLAlchemy URL of any driver.
-
-    :raises DeclarationError: if it is none; the message does not show it, for there may be a password in it.
-    """
-    try:
-        plain = make_url("postgresql" + url[url.index("://") :] if "://" in url else url)
-        for host in (plain.host or "").split(","):
-            host.encode("idna")  # as whoever connects would, but with another error
-        if not 0 < (plain.port or 1) < 65_536:
-            raise ValueError(plain.port)
-    except (ArgumentError, ValueError):
-        raise DeclarationError(
-            "the database URL cannot be read: write postgresql://user:password@host:5432/name, and percent-encode what "
-            "is special in the password"
-        ) from None
-    if "ssl" in plain.query:  # as SQLAlchemy's asyncpg has it
-        plain = plain.update_query_dict({"sslmode": plain.query["ssl"]})
-    return plain.difference_update_query(_FOR_SQLALCHEMY).render_as_string(hide_password=False)
 
 
 class Link:

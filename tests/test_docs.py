@@ -13,7 +13,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from outbox import Job, Outbox, State, WorkerSettings, check, keys, limit, schedule, status
@@ -54,6 +54,14 @@ def test_the_pages_show_the_example_files_to_the_letter() -> None:
 def test_the_pages_show_no_python_but_that_of_examples(page: Path) -> None:
     shown = page.read_text()
     assert shown.count("```python") == len(re.findall(r"<!-- docs/examples/\w+\.py -->\n```python\n", shown))
+
+
+async def test_the_engine_of_the_page_takes_an_address_in_libpqs_words(database_url: str) -> None:
+    example = load(ROOT / "docs" / "examples" / "transport.py")
+    url = make_url(database_url).update_query_dict({"sslmode": "prefer", "application_name": "the page"})
+    async with example.sessions_at(url.render_as_string(hide_password=False))() as session:
+        assert await session.scalar(text("show application_name")) == "the page"
+        await (await session.connection()).engine.dispose()
 
 
 async def test_the_one_line_change_from_background_tasks_runs_the_job_once_the_request_has_committed(

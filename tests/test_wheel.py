@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import lock
+
 ROOT = Path(__file__).parents[1]
 
 PROGRAM = """
@@ -70,9 +72,11 @@ def test_the_wheel_installs_one_package(dist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     top = {name.partition("/")[0] for name in names}
-    assert top == {"outbox", f"{wheel.name.rpartition('-py3')[0]}.dist-info"}
+    information = f"{wheel.name.rpartition('-py3')[0]}.dist-info"
+    assert top == {"outbox", information}
     assert "outbox/py.typed" in names
     assert not [name for name in names if "__pycache__" in name]
+    assert [name for name in names if "/sboms/" in name] == [f"{information}/sboms/vendored.cdx.json"]
 
 
 @pytest.mark.slow
@@ -90,7 +94,9 @@ def test_a_bare_environment_runs_a_job(dist: Path, tmp_path: Path, database_url:
     (wheel,) = dist.glob("*.whl")
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     programs = tmp_path / "venv" / "bin"
-    run(programs / "python", "-m", "pip", "install", "--quiet", "--constraint", ROOT / "requirements.lock", wheel)
+    # Without hashes: with them pip would ask for one of the wheel, too, and for all that it needs by name.
+    (tmp_path / "constraints").write_text("\n".join(pin.line for pin in lock.pins()))
+    run(programs / "python", "-m", "pip", "install", "--quiet", "--constraint", tmp_path / "constraints", wheel)
     (tmp_path / "program.py").write_text(PROGRAM)
 
     assert "succeeded 42" in run(programs / "python", "program.py", database_url, cwd=tmp_path)

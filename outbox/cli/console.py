@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import NullPool
 
-from outbox import connection, words
+from outbox import address, connection, words
 from outbox.errors import DeclarationError, OutboxError
 
 EXIT_REFUSED = 1
@@ -82,13 +82,8 @@ async def answer(database_url: str, question: Callable[[AsyncSession], Awaitable
     :raises OutboxError: whatever the library refuses.
     """
     try:
-        dsn = connection.dsn(database_url)
-        # asyncpg reads the address itself, for SQLAlchemy knows no sslmode.
-        engine = create_async_engine(
-            "postgresql+asyncpg://",
-            poolclass=NullPool,
-            async_creator=lambda: asyncpg.connect(dsn, timeout=10, statement_cache_size=0),
-        )
+        arguments = {"timeout": 10, "statement_cache_size": 0}  # there may be a pooler
+        engine = address.engine(database_url, poolclass=NullPool, connect_args=arguments)
         try:
             async with AsyncSession(engine) as session, session.begin():
                 return await question(session)

@@ -1,5 +1,6 @@
 """The files that pages need are the ones that were published, are small, and are kept by browsers for good."""
 
+import json
 import re
 from hashlib import sha256
 from pathlib import Path
@@ -8,6 +9,7 @@ import httpx2
 
 from outbox.dashboard import assets
 
+ROOT = Path(__file__).parents[2]
 TEMPLATES = Path(assets.__file__).parent / "templates"
 
 
@@ -19,6 +21,33 @@ def test_what_is_not_ours_is_as_it_was_published() -> None:
     for name, digest in listed.items():
         assert sha256((assets.FOLDER / name).read_bytes()).hexdigest() == digest, name
         assert re.search(r"\d+\.\d+\.\d+", name)
+
+
+def test_the_bill_of_materials_says_the_same_to_scanners() -> None:
+    # They look for packages, and would not see those whose files lie among ours.
+    listed = re.findall(
+        r"^\| (\S+) \| \S+ (\S+) \| (\S+), \S+ \| (\S+) \| `([0-9a-f]{64})` \|$",
+        (assets.FOLDER / "VENDORED.md").read_text(),
+        re.M,
+    )
+    bill = json.loads((assets.FOLDER / "vendored.cdx.json").read_text())
+    billed = [
+        (Path(file["name"]).name, part["version"], part["name"], licence["license"]["id"], file["hashes"][0]["content"])
+        for part in bill["components"]
+        for licence in part["licenses"]
+        for file in part["components"]
+    ]
+    assert billed == listed
+    assert all((ROOT / file["name"]).exists() for part in bill["components"] for file in part["components"])
+    references = [part["bom-ref"] for part in bill["components"]]
+    assert references == [part["purl"] for part in bill["components"]]
+    assert references == [f"pkg:npm/{part['name']}@{part['version']}" for part in bill["components"]]
+    assert bill["dependencies"] == [{"ref": "pkg:pypi/outbox", "dependsOn": references}]
+
+
+def test_nothing_foreign_lies_there_unlisted() -> None:
+    named = {path.name for path in assets.FOLDER.iterdir() if re.search(r"\d+\.\d+\.\d+|\.min\.", path.name)}
+    assert named == set(re.findall(r"^\| (\S+\.\S+) \|", (assets.FOLDER / "VENDORED.md").read_text(), re.M))
 
 
 def test_all_of_it_is_small() -> None:

@@ -17,6 +17,13 @@ def test_any_spelling_of_the_database_url_will_do(monkeypatch: pytest.MonkeyPatc
     assert settings.worker({"mail": 3}).lease == 12.5
 
 
+def test_proxies_are_addresses_and_networks_and_nobody_unless_they_are_named() -> None:
+    url = "postgresql://db/shop"
+    assert Settings(database_url=url).forwarded_allow_ips == ""
+    named = Settings(database_url=url, forwarded_allow_ips=" 10.0.0.0/8, ::1 ,")
+    assert named.forwarded_allow_ips == "10.0.0.0/8,::1"
+
+
 def test_secrets_are_not_shown() -> None:
     settings = Settings(
         database_url="postgresql://me:canary@db/shop",
@@ -35,6 +42,11 @@ def test_secrets_are_not_shown() -> None:
         {"warehouse_secret": "canary!"},
         {"warehouse_secret": "whsec_Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5Y2FuYXJ5,whsec_canary"},
         {"smtp_port": 0},
+        {"forwarded_allow_ips": "*"},
+        {"forwarded_allow_ips": "proxy.example"},
+        {"forwarded_allow_ips": "10.0.0.1, 10.0.0.0/33"},
+        {"database_url": "postgresql://me:canary@db/shop?sslmode=verify"},
+        {"database_url": "postgresql://me:canary@db/shop?sslmode=verify-full&sslrootcert=/nowhere/ca.crt"},
     ],
 )
 def test_nonsense_is_refused_and_not_repeated(wrong: dict[str, object]) -> None:
