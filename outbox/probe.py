@@ -39,9 +39,10 @@ class _Handler(WSGIRequestHandler):
         """Say nothing: whoever asks does so every few seconds."""
 
 
-def start(worker: Worker, host: str, port: int) -> None:
+def start(worker: Worker, host: str, port: int) -> WSGIServer:
     """Answer at this address from now on, until the process ends.
 
+    :return: the server, for who wants to ``shutdown`` it sooner.
     :raises DeclarationError: if nobody can listen there.
     """
     server_class = _ServerV6 if ":" in host else _Server
@@ -54,6 +55,7 @@ def start(worker: Worker, host: str, port: int) -> None:
         ) from exc
     threading.Thread(target=server.serve_forever, name="outbox-probe", daemon=True).start()
     events.emit(events.INFO, "probe_started", host=host, port=port)
+    return server
 
 
 def _application(worker: Worker) -> "WSGIApplication":
