@@ -111,7 +111,8 @@ def _times(total: Mapping[Key, Counts]) -> Iterator[Metric]:
     runs = HistogramMetricFamily("outbox_job_duration_seconds", "How long attempts ran.", labels=("queue", "task"))
     by_task: dict[tuple[str, str], Counts] = {}
     for (queue, task, _), counts in total.items():
-        by_task[queue, task] = by_task.get((queue, task), Counts()) + counts
+        if counts.count:
+            by_task[queue, task] = by_task.get((queue, task), Counts()) + counts
     for labels, counts in by_task.items():
         waits.add_metric(labels, _cumulative(counts.waits), _sum(counts.waits))
         runs.add_metric(labels, _cumulative(counts.runs), _sum(counts.runs))

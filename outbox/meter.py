@@ -11,6 +11,8 @@ from outbox.tally import Counts, Key, Tally
 MOST_QUEUES = 200
 """Queues at most that figures are told of each; those of the others are told as one."""
 
+OUTCOMES = ("succeeded", "failed", "cancelled", "retried", "snoozed")
+
 OTHER = "other"
 UNKNOWN = "unknown"
 
@@ -18,15 +20,22 @@ UNKNOWN = "unknown"
 class Meter:
     """Takes what a worker counts, and remembers all of it.
 
-    :param tasks: those that the worker knows; any other is ``unknown``.
+    What may come is there from the start with 0: of a count that appears with 1 nobody would see that it has grown.
+
+    :param tasks: those that the worker knows, and the queue that each declares; any other task is ``unknown``.
     :param queues: those that it serves; any other is ``other``, and so are those beyond the 200th.
     """
 
-    def __init__(self, tally: Tally, tasks: Iterable[str], queues: Iterable[str]) -> None:
+    def __init__(self, tally: Tally, tasks: Mapping[str, str], queues: Iterable[str]) -> None:
         self._tally = tally
         self._tasks = frozenset(tasks)
         self._queues = frozenset(islice(queues, MOST_QUEUES))
-        self._total: Mapping[Key, Counts] = {}
+        self._total: Mapping[Key, Counts] = {
+            (queue, task, outcome): Counts()
+            for task, queue in tasks.items()
+            if queue in self._queues
+            for outcome in OUTCOMES
+        }
 
     @property
     def leases_lost(self) -> int:

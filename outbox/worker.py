@@ -77,7 +77,7 @@ class Worker:
         self._stop_now = asyncio.Event()
         self._wake = asyncio.Event()
         tally = Tally()
-        self.meter = Meter(tally, self._tasks, self._settings.queues)
+        self.meter = Meter(tally, {task.name: task.defaults.queue for task in outbox}, self._settings.queues)
         self._settler = Settler(Link(url, self._settings, "outbox settle"), self._held, self._wake.set, tally)
         self._runner = Runner(outbox, self._settings, self._settler, self._held, self._wake.set, tally, observer)
         self._heartbeat: Heartbeat | None = None

@@ -46,7 +46,7 @@ async def test_every_attempt_is_counted_to_the_last(
             return [row["later"] for row in left] == [True]
 
         await eventually(is_over)
-    assert {key: counts.count for key, counts in worker.meter.total().items()} == {
+    assert {key: counts.count for key, counts in worker.meter.total().items() if counts.count} == {
         ("default", "noop", "succeeded"): 200,
         ("default", "fail", "retried"): 1,
         ("default", "fail", "failed"): 1,

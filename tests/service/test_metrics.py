@@ -301,7 +301,7 @@ async def attempts(client: httpx2.AsyncClient) -> dict[tuple[str, str], float]:
     return {
         (dict(labels)["task"], dict(labels)["outcome"]): value
         for (name, labels), value in (await scrape(client)).items()
-        if name == "outbox_job_attempts_total"
+        if name == "outbox_job_attempts_total" and value
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 from outbox import exposition
 from outbox.exposition import WorkerCollector
 from outbox.job import State
-from outbox.meter import MOST_QUEUES, Meter
+from outbox.meter import MOST_QUEUES, OUTCOMES, Meter
 from outbox.outcome import Error, Finished, Outcome, Postponed
 from outbox.tally import BOUNDS, Tally
 from tests.scraping import Samples, scraped, series
@@ -24,7 +24,7 @@ def value(meter: Meter, name: str, **labels: str) -> float:
 
 def counted(*notes: tuple[str, str, Outcome, float, float]) -> Meter:
     tally = Tally()
-    meter = Meter(tally, ["send", "bill"], ["mail", "default"])
+    meter = Meter(tally, {"send": "mail", "bill": "mail"}, ["mail", "default"])
     for note in notes:
         tally.note(*note)
     meter.take()
@@ -33,7 +33,7 @@ def counted(*notes: tuple[str, str, Outcome, float, float]) -> Meter:
 
 def test_what_is_taken_is_given_on_and_remembered() -> None:
     tally = Tally()
-    meter = Meter(tally, ["send"], ["mail"])
+    meter = Meter(tally, {"send": "mail"}, ["mail"])
     for count in (2, 3):
         for _ in range(count):
             tally.note("mail", "send", DONE, 0, 0)
@@ -44,7 +44,7 @@ def test_what_is_taken_is_given_on_and_remembered() -> None:
 
 def test_who_reads_in_another_thread_sees_all_of_a_take_or_nothing() -> None:
     tally = Tally()
-    meter = Meter(tally, ["send"], ["mail"])
+    meter = Meter(tally, {"send": "mail"}, ["mail"])
     tally.note("mail", "send", DONE, 0, 0)
     meter.take()
     before = meter.total()
@@ -78,6 +78,13 @@ def test_a_sum_is_at_most_a_fifth_beside_the_truth(seconds: float) -> None:
         assert value(meter, f"{name}_sum", queue="mail", task="send") == pytest.approx(10 * seconds, rel=0.2)
 
 
+def test_what_may_come_is_told_from_the_start() -> None:
+    meter = Meter(Tally(), {"send": "mail", "bill": "elsewhere"}, ["mail", "default"])
+    told = samples(meter)
+    assert {(dict(labels).get("task"), value) for (_, labels), value in told.items()} == {("send", 0.0), (None, 0.0)}
+    assert len(told) == len(OUTCOMES) + 1  # and no times of what never ran
+
+
 def test_times_are_told_of_all_outcomes_together() -> None:
     meter = counted(("mail", "send", DONE, 1, 1), ("mail", "send", RETRIED, 1, 1), ("mail", "bill", DONE, 1, 1))
     assert value(meter, "outbox_job_wait_seconds_count", queue="mail", task="send") == 2
@@ -86,7 +93,7 @@ def test_times_are_told_of_all_outcomes_together() -> None:
 
 def test_however_many_names_come_there_are_no_more_series() -> None:
     tally = Tally()
-    meter = Meter(tally, ["send"], ["mail"])
+    meter = Meter(tally, {"send": "mail"}, ["mail"])
     seen = []
     for n in range(3):
         for names in (("mail", "send"), ("mail", "never"), ("never", "send"), ("never", "never")):
@@ -103,9 +110,9 @@ def test_however_many_names_come_there_are_no_more_series() -> None:
 
 def test_a_worker_of_many_queues_tells_of_two_hundred() -> None:
     tally, names = Tally(), [f"q{n}" for n in range(MOST_QUEUES + 50)]
-    meter = Meter(tally, ["send"], names)
+    meter = Meter(tally, {"send": "q0"}, names)
     for name in names:
         tally.note(name, "send", DONE, 0, 0)
     meter.take()
-    assert len(meter.total()) == MOST_QUEUES + 1
+    assert len({queue for queue, _, _ in meter.total()}) == MOST_QUEUES + 1
     assert meter.total()["other", "send", "succeeded"].count == 50
