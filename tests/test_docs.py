@@ -50,8 +50,8 @@ def test_the_pages_show_the_example_files_to_the_letter() -> None:
     for ending, language in (("sql", "sql"), ("yml", "yaml")):
         whole = re.findall(rf"<!-- (docs/examples/\w+\.{ending}) -->\n```{language}\n(.*?)```", pages, re.DOTALL)
         assert sorted(ROOT / path for path, _ in whole) == sorted((ROOT / "docs" / "examples").glob(f"*.{ending}"))
-        for path, text in whole:
-            assert (ROOT / path).read_text() == text, path
+        for path, shown_whole in whole:
+            assert (ROOT / path).read_text() == shown_whole, path
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
@@ -388,9 +388,7 @@ async def test_the_metrics_of_the_page_are_told_to_those_whom_it_configures(sess
 
 def told_metrics() -> set[str]:
     """The names of all metrics that there are."""
-    page, families = "", [ServiceCollector({}, {}), WorkerCollector(Meter(Tally(), {}, []))]
-    for each in families:
-        page += encode(each).decode()
+    page = (encode(ServiceCollector({}, {})) + encode(WorkerCollector(Meter(Tally(), {}, [])))).decode()
     return {name for name in re.findall(r"^# TYPE (\w+)", page, re.MULTILINE) if name.startswith("outbox_")}
 
 
@@ -408,9 +406,8 @@ def test_the_alerts_of_the_page_are_about_metrics_that_there_are() -> None:
         assert named, rule["alert"]
         assert named <= told_metrics(), rule["alert"]
         assert rule["expr"].count("(") == rule["expr"].count(")")
-        assert {
-            outcome for each in re.findall(r'outcome=~?"([^"]*)"', rule["expr"]) for outcome in each.split("|")
-        } <= {*OUTCOMES}
+        outcomes = "|".join(re.findall(r'outcome=~?"([^"]*)"', rule["expr"]))
+        assert {*filter(None, outcomes.split("|"))} <= {*OUTCOMES}
         assert rule["annotations"]["summary"]
 
 
