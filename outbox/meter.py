@@ -47,11 +47,7 @@ class Meter:
         taken = self._tally.take()
         total = dict(self._total)
         for (queue, task, outcome), counts in taken.items():
-            key = (
-                queue if queue in self._queues else OTHER,
-                task if task in self._tasks else UNKNOWN,
-                outcome,
-            )
+            key = self._label(queue, task, outcome)
             total[key] = total.get(key, Counts()) + counts
         self._total = total  # as one, for another thread may be reading
         return taken
@@ -59,3 +55,6 @@ class Meter:
     def total(self) -> Mapping[Key, Counts]:
         """What was counted since the worker started, to a few seconds ago. From any thread."""
         return self._total
+
+    def _label(self, queue: str, task: str, outcome: str) -> Key:
+        return queue if queue in self._queues else OTHER, task if task in self._tasks else UNKNOWN, outcome

@@ -48,10 +48,10 @@ def start(worker: Worker, host: str, port: int) -> WSGIServer:
     server_class = _ServerV6 if ":" in host else _Server
     try:
         server = make_server(host, port, _application(worker), server_class, _Handler)
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:  # the second: what no host can be called
+        reason = getattr(exc, "strerror", None) or exc
         raise DeclarationError(
-            f"metrics: nobody can listen at {host}, port {port}: {exc.strerror or exc}; choose another --metrics-port "
-            "or --metrics-host"
+            f"metrics: nobody can listen at {host}, port {port}: {reason}; choose another --metrics-port or --metrics-host"
         ) from exc
     threading.Thread(target=server.serve_forever, name="outbox-probe", daemon=True).start()
     events.emit(events.INFO, "probe_started", host=host, port=port)

@@ -414,8 +414,9 @@ async def test_a_port_that_is_taken_is_said_and_the_worker_does_not_start() -> N
     assert said.count("\n") == 1
 
 
-async def test_a_host_that_is_not_this_machines_is_said_and_the_worker_does_not_start() -> None:
-    status, said = await worker_that_does_not_start("--metrics-port", str(free_port()), "--metrics-host", "192.0.2.7")
+@pytest.mark.parametrize("host", ["192.0.2.7", "a..b"])
+async def test_a_host_that_is_not_this_machines_is_said_and_the_worker_does_not_start(host: str) -> None:
+    status, said = await worker_that_does_not_start("--metrics-port", str(free_port()), "--metrics-host", host)
     assert (status, said.count("\n")) == (78, 1)
     assert "--metrics-host" in said
 
