@@ -51,7 +51,8 @@ def start(worker: Worker, host: str, port: int) -> WSGIServer:
     except (OSError, UnicodeError) as exc:  # the second: what no host can be called
         reason = getattr(exc, "strerror", None) or exc
         raise DeclarationError(
-            f"metrics: nobody can listen at {host}, port {port}: {reason}; choose another --metrics-port or --metrics-host"
+            f"metrics: nobody can listen at {host}, port {port}: {reason}; "
+            "choose another --metrics-port or --metrics-host"
         ) from exc
     threading.Thread(target=server.serve_forever, name="outbox-probe", daemon=True).start()
     events.emit(events.INFO, "probe_started", host=host, port=port)
