@@ -36,6 +36,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(area.router, prefix="/v1")
     app.include_router(status.router(), prefix="/v1")
     app.include_router(status.dashboard())
+    app.include_router(status.metrics())
     return app
 
 

@@ -7,6 +7,7 @@ from api.handlers import outbox
 from api.settings import get_settings
 from outbox.dashboard import outbox_dashboard
 from outbox.fastapi import Access, api_keys, local_only, outbox_router
+from outbox.fastapi.metrics import outbox_metrics
 
 
 def access() -> Access:
@@ -22,3 +23,8 @@ def router() -> APIRouter:
 def dashboard() -> APIRouter:
     """The dashboard."""
     return outbox_dashboard(outbox, sessions, access=access(), trace_url=get_settings().outbox_trace_url)
+
+
+def metrics() -> APIRouter:
+    """The figures for Prometheus."""
+    return outbox_metrics(outbox, sessions, access=access())

@@ -22,6 +22,7 @@
     loop_blocked        seconds                     a handler held the event loop; nothing else ran meanwhile
     hint_lost           error                       (debug) a wake-up could not be sent; polling finds the jobs
     duty_failed         duty, error                 the database refuses what a heartbeat does; its other duties go on
+    probe_started       host, port                  figures for Prometheus are told there, and whether it is alive
     heartbeat_alone     error                       (debug) the worker's loop was gone before its heartbeat
 
 The library logs through ``logging.getLogger("outbox")`` with the event as the message and its fields in ``extra``.

@@ -102,6 +102,8 @@ class Heartbeat:
         self.stopping = False
         self.counted: deque[Mapping[Key, Counts]] = deque()
         """What the worker has counted, until it is written."""
+        self.appeared: float | None = None
+        """When it last said in the database that it is there, by the monotonic clock; None before the first time."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox-heartbeat", daemon=True)
 
@@ -232,6 +234,7 @@ class Heartbeat:
 
     async def _appear(self) -> None:
         await self._presence.appear(self._link, stopping=self.stopping)
+        self.appeared = time.monotonic()
 
     async def _count(self) -> None:
         while self.counted:

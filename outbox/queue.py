@@ -1,5 +1,6 @@
 """What a person may say of a queue. It needs no declaration: a queue is whatever jobs and workers name so."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -38,8 +39,11 @@ _STATES = text(
         select queue as name, count(*)::integer as count from outbox.live_job
         where lease_until is not null group by queue
     ), known as (
-        select outbox.waiting_queues() as name union select name from serving union select name from done
-        union select name from running union select name from outbox.queue
+        select unnest(cast(:names as text[])) as name
+        union select name from (
+            select outbox.waiting_queues() as name union select name from serving union select name from done
+            union select name from running union select name from outbox.queue
+        ) every where cast(:names as text[]) is null
     )
     select name, queue.paused_at, queue.ceiling, state.ready, state.scheduled, coalesce(running.count, 0) as running,
            state.oldest, coalesce(serving.workers, 0) as workers, coalesce(serving.slots, 0) as slots,
@@ -125,9 +129,14 @@ async def set_ceiling(connection: AsyncSession | AsyncConnection, name: str, cei
     await connection.execute(_CEILING, {"name": name, "ceiling": ceiling})
 
 
-async def states(connection: AsyncSession | AsyncConnection) -> list[QueueState]:
-    """How every queue stands that has jobs, workers, or something said of it, by name."""
-    return [QueueState(**row) for row in (await connection.execute(_STATES, {"most": MOST})).mappings()]
+async def states(connection: AsyncSession | AsyncConnection, names: Sequence[str] | None = None) -> list[QueueState]:
+    """How queues stand, by name.
+
+    :param names: of which, whether they have anything or not; every one that has jobs, workers, or something said of it
+        unless given.
+    """
+    values = {"most": MOST, "names": None if names is None else list(names)}
+    return [QueueState(**row) for row in (await connection.execute(_STATES, values)).mappings()]
 
 
 async def spoken_of(connection: AsyncSession | AsyncConnection) -> list[Queue]:

@@ -42,7 +42,7 @@ class Runner:
 
     :param held: every claim of this worker by its job's id.
     :param wake: called when there is room again for claims that are probably there.
-    :param tally: counts attempts.
+    :param tally: counts attempts, and leases that were lost.
     :param observer: is told of every attempt.
     """
 
@@ -117,6 +117,7 @@ class Runner:
             del self._held[claim.id]
         elif not self._interrupt(claim, Stop.LEASE_LOST):
             return
+        self._tally.leases_lost += 1
         events.emit(events.WARNING, "lease_late", job_id=claim.id, task=claim.task, fence=claim.fence)
 
     def cancel(self, claim: Claim) -> None:

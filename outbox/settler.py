@@ -8,8 +8,9 @@ from outbox import claim as claims
 from outbox import events
 from outbox.claim import Settlement
 from outbox.connection import FAILURES, Link, is_lost
-from outbox.context import Claim
+from outbox.context import Claim, Stop
 from outbox.outcome import Outcome
+from outbox.tally import Tally
 
 BATCH = 1000
 
@@ -21,12 +22,14 @@ class Settler:
 
     :param held: every claim of this worker by its job's id; what has been settled is taken out of it.
     :param wake: called when what has been written has let other jobs run.
+    :param tally: counts leases that were lost.
     """
 
-    def __init__(self, link: Link, held: dict[object, Claim], wake: Callable[[], None]) -> None:
+    def __init__(self, link: Link, held: dict[object, Claim], wake: Callable[[], None], tally: Tally) -> None:
         self._link = link
         self._held = held
         self._wake = wake
+        self._tally = tally
         self._outcomes: deque[Settlement] = deque()
         self._ready = asyncio.Event()
         self._empty = asyncio.Event()
@@ -67,6 +70,7 @@ class Settler:
 
     async def _write(self, batch: list[Settlement]) -> None:
         for claim in await self._settled(batch):
+            self._tally.leases_lost += claim.stop is not Stop.LEASE_LOST  # else the runner has counted it
             events.emit(events.WARNING, "lease_lost", job_id=claim.id, task=claim.task, fence=claim.fence)
         for claim, _ in batch:
             if self._held.get(claim.id) is claim:

@@ -30,17 +30,26 @@ class Counts:
     waits: list[int] = field(default_factory=lambda: [0] * BUCKETS)
     runs: list[int] = field(default_factory=lambda: [0] * BUCKETS)
 
+    def __add__(self, other: "Counts") -> "Counts":
+        waits = [mine + theirs for mine, theirs in zip(self.waits, other.waits, strict=True)]
+        runs = [mine + theirs for mine, theirs in zip(self.runs, other.runs, strict=True)]
+        return Counts(self.count + other.count, waits, runs)
+
 
 Key = tuple[str, str, str]
 """Queue, task and outcome."""
 
 
 class Tally:
-    """The counts of one worker since they were last taken."""
+    """The counts of one worker since they were last taken.
+
+    :ivar leases_lost: how many claims somebody else has taken from it, since it started.
+    """
 
     def __init__(self) -> None:
         # One flat dict by queue, task, outcome and both buckets: half the price of counting into lists at once.
         self._noted: dict[tuple[str, str, str, int, int], int] = {}
+        self.leases_lost = 0
 
     def note(self, queue: str, task: str, outcome: Outcome, waited: float, ran: float) -> None:
         """Count an attempt that has ended; times are in seconds. One that was only handed back is none."""

@@ -19,6 +19,7 @@ from outbox.context import Claim
 from outbox.errors import DeclarationError, SchemaMismatch
 from outbox.heartbeat import Heartbeat
 from outbox.marks import Marks
+from outbox.meter import Meter
 from outbox.outcome import RELEASED
 from outbox.presence import Presence
 from outbox.registry import Outbox
@@ -49,6 +50,7 @@ class Worker:
     :param outbox: the declared tasks; jobs of others are left alone.
     :param url: a libpq or SQLAlchemy URL of the database.
     :param observer: is told of every attempt.
+    :ivar meter: what it has done since it started.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Worker:
         self._stop_asked = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._wake = asyncio.Event()
-        self._settler = Settler(Link(url, self._settings, "outbox settle"), self._held, self._wake.set)
-        self._tally = Tally()
-        self._runner = Runner(outbox, self._settings, self._settler, self._held, self._wake.set, self._tally, observer)
+        tally = Tally()
+        self.meter = Meter(tally, {task.name: task.defaults.queue for task in outbox}, self._settings.queues)
+        self._settler = Settler(Link(url, self._settings, "outbox settle"), self._held, self._wake.set, tally)
+        self._runner = Runner(outbox, self._settings, self._settler, self._held, self._wake.set, tally, observer)
         self._heartbeat: Heartbeat | None = None
         self._longest_pause = self._settings.poll_max
 
@@ -87,6 +90,12 @@ class Worker:
         """
         (self._stop_now if self._stop_asked.is_set() else self._stop_asked).set()
         self._wake.set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its last heartbeat reached the database less than a lease ago. From any thread."""
+        appeared = None if self._heartbeat is None else self._heartbeat.appeared
+        return appeared is not None and time.monotonic() - appeared < self._settings.lease
 
     @property
     def grace(self) -> float:
@@ -251,7 +260,7 @@ class Worker:
                 self._hand_over_counts(self._heartbeat)
 
     def _hand_over_counts(self, heartbeat: Heartbeat) -> None:
-        if counted := self._tally.take():
+        if counted := self.meter.take():
             heartbeat.counted.append(counted)
 
     async def _drain(self, claiming: asyncio.Task[None]) -> bool:

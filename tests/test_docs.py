@@ -13,11 +13,15 @@ from uuid import UUID
 
 import httpx2
 import pytest
+import yaml
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from outbox import Job, Outbox, State, WorkerSettings, check, keys, limit, schedule, status
+from outbox.exposition import ServiceCollector, WorkerCollector, encode
 from outbox.fastapi import TaskAdder
+from outbox.meter import OUTCOMES, Meter
+from outbox.tally import Tally
 from outbox.worker import Worker
 from tests.database.workers import drained, working
 from tests.factories import plant, read
@@ -44,10 +48,11 @@ def test_the_pages_show_the_example_files_to_the_letter() -> None:
     assert sorted(ROOT / path for path, _ in shown) == EXAMPLES
     for path, code in shown:
         assert (ROOT / path).read_text().partition('"""\n\n')[2] == code, path
-    statements = re.findall(r"<!-- (docs/examples/\w+\.sql) -->\n```sql\n(.*?)```", pages, re.DOTALL)
-    assert sorted(ROOT / path for path, _ in statements) == sorted((ROOT / "docs" / "examples").glob("*.sql"))
-    for path, code in statements:
-        assert (ROOT / path).read_text() == code, path
+    for ending, language in (("sql", "sql"), ("yml", "yaml")):
+        whole = re.findall(rf"<!-- (docs/examples/\w+\.{ending}) -->\n```{language}\n(.*?)```", pages, re.DOTALL)
+        assert sorted(ROOT / path for path, _ in whole) == sorted((ROOT / "docs" / "examples").glob(f"*.{ending}"))
+        for path, shown_whole in whole:
+            assert (ROOT / path).read_text() == shown_whole, path
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)
@@ -374,6 +379,45 @@ async def test_the_api_of_the_page_is_closed_and_opens_for_those_it_names(
             listed = (await client.get("/v1/jobs", headers=headers)).json()["data"]
             assert len(listed) == seen
             assert str(mine) in {job["id"] for job in listed}
+
+
+async def test_the_metrics_of_the_page_are_told_to_those_whom_it_configures(sessions: Sessions) -> None:
+    app = load(ROOT / "docs" / "examples" / "metrics.py").app_with_metrics(Outbox(), sessions)
+    [service, workers] = yaml.safe_load((ROOT / "docs" / "examples" / "prometheus.yml").read_text())["scrape_configs"]
+    assert service["metrics_path"] == workers["metrics_path"] == "/metrics"
+    assert service["authorization"].keys() == {"credentials_file"}  # sent as a Bearer key, for that is the default
+    async with sessions.begin() as session:
+        _, key = await keys.create(session, "prometheus", [keys.Scope.READ])
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://shop.test") as client:
+        assert (await client.get(service["metrics_path"])).status_code == 401
+        told = await client.get(service["metrics_path"], headers={"Authorization": f"Bearer {key}"})
+    assert 'outbox_queue_jobs{queue="other",state="ready"} 0.0' in told.text
+
+
+def told_metrics() -> set[str]:
+    """The names of all metrics that there are."""
+    page = (encode(ServiceCollector({}, {})) + encode(WorkerCollector(Meter(Tally(), {}, [])))).decode()
+    return {name for name in re.findall(r"^# TYPE (\w+)", page, re.MULTILINE) if name.startswith("outbox_")}
+
+
+def test_the_page_of_metrics_names_every_one_and_no_other() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert set(re.findall(r"^\| `(outbox_\w+)` \|", page, re.MULTILINE)) == told_metrics()
+
+
+def test_the_alerts_of_the_page_are_about_metrics_that_there_are() -> None:
+    alerts = yaml.safe_load((ROOT / "docs" / "examples" / "alerts.yml").read_text())
+    rules = [rule for group in alerts["groups"] for rule in group["rules"]]
+    assert len({rule["alert"] for rule in rules}) == len(rules) >= 5
+    for rule in rules:
+        named = set(re.findall(r"outbox_\w+", rule["expr"]))
+        assert named, rule["alert"]
+        assert named <= told_metrics(), rule["alert"]
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        outcomes = "|".join(re.findall(r'outcome=~?"([^"]*)"', rule["expr"]))
+        assert {*filter(None, outcomes.split("|"))} <= {*OUTCOMES}
+        assert rule["annotations"]["summary"]
 
 
 async def test_the_dashboard_of_the_page_opens_for_those_with_a_key(sessions: Sessions, engine: AsyncEngine) -> None:

@@ -50,6 +50,15 @@ def worker(
     wake_up: Annotated[
         bool, typer.Option(envvar="OUTBOX_WAKE_UP", help="listen for hints; not through a pooler")
     ] = True,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="OUTBOX_METRICS_PORT", min=1, max=65_535, help="where /metrics, /livez and /readyz are; off without"
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(envvar="OUTBOX_METRICS_HOST", help="the address that they are at, open to all who reach it")
+    ] = "127.0.0.1",
     log_level: LogLevel = "info",
     as_json: Annotated[bool, typer.Option("--json", help="write the log as lines of JSON, to stdout")] = False,
 ) -> None:
@@ -69,7 +78,12 @@ def worker(
             max_jobs_per_child=max_jobs_per_child,
             wake_up=wake_up,
         )
-        code = 0 if run(serve(Worker(outbox, database_url, settings))) else EXIT_FORCED
+        made = Worker(outbox, database_url, settings)
+        if metrics_port is not None:
+            from outbox import probe  # here, for it needs an extra
+
+            probe.start(made, metrics_host, metrics_port)
+        code = 0 if run(serve(made)) else EXIT_FORCED
     except OutboxError as exc:
         say(f"outbox: {exc}", style="red", to=err)
         code = EXIT_CONFIG

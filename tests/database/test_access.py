@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from outbox import Outbox, keys
 from outbox.batch import Batch
 from outbox.fastapi import Principal, access, api_keys, outbox_router, problem_handlers, streams
+from outbox.fastapi.metrics import outbox_metrics
 from outbox.keys import Scope
 from tests.factories import new_id, plant
 from tests.service.servers import serving
@@ -60,6 +61,7 @@ ROUTES: Mapping[str, tuple[Scope, bool]] = {
     "statistics_get": (READ, True),
     "doctor_get": (OPERATE, True),
     "audit_list": (ADMIN, True),
+    "metrics_get": (READ, True),
 }
 """Each route: the scope that it needs, and whether it is about the jobs of all tenants."""
 
@@ -79,7 +81,9 @@ def outbox() -> Outbox:
 def app(outbox: Outbox, sessions: Sessions) -> FastAPI:
     app = FastAPI()
     problem_handlers(app)
-    app.include_router(outbox_router(outbox, sessions, access=api_keys(sessions)))
+    guard = api_keys(sessions)
+    app.include_router(outbox_router(outbox, sessions, access=guard))
+    app.include_router(outbox_metrics(outbox, sessions, access=guard))
     return app
 
 

@@ -17,7 +17,9 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from outbox import INJECTED, JobContext, Outbox, Retry, State, keys
+from outbox.exposition import WorkerCollector, encode
 from outbox.fastapi import access, api_keys, outbox_router, problem_handlers
+from outbox.fastapi.metrics import outbox_metrics
 from outbox.keys import Scope
 from tests.database.workers import in_state, working
 from tests.factories import new_id, plant
@@ -114,7 +116,9 @@ async def test_the_words_are_nowhere_but_where_they_must_be(
     caplog.set_level(logging.DEBUG)
     app = FastAPI()
     problem_handlers(app)
-    app.include_router(outbox_router(outbox, sessions, access=api_keys(sessions)))
+    guard = api_keys(sessions)
+    app.include_router(outbox_router(outbox, sessions, access=guard))
+    app.include_router(outbox_metrics(outbox, sessions, access=guard))
     roles = {
         "reader": await made(sessions, Scope.READ),
         "operator": await made(sessions, Scope.OPERATE),
@@ -138,6 +142,7 @@ async def test_the_words_are_nowhere_but_where_they_must_be(
     assert "job_ended" in logged
     assert "ValueError" in logged
     assert len(callers.told) > 40
+    assert any("outbox_queue_jobs{" in each for each in callers.told)
     noted = "".join([row["t"] for row in await db.fetch("select to_jsonb(t)::text as t from outbox.audit t")])
     assert '"actor": "tester"' in noted
     stored = "".join([row["t"] for row in await db.fetch("select to_jsonb(t)::text as t from outbox.api_key t")])
@@ -212,6 +217,33 @@ async def much_goes_wrong(callers: Callers, db: asyncpg.Connection) -> None:
 def around(text: str, word: str) -> str:
     at = text.index(word)
     return text[max(0, at - 300) : at + 100]
+
+
+async def test_no_metric_says_what_rows_say(
+    outbox: Outbox, sessions: Sessions, engine: AsyncEngine, database_url: str, db: asyncpg.Connection
+) -> None:
+    said: dict[str, Any] = {each: f"canary-{each}" for each in ("key", "group", "limit_key", "tenant")}
+    async with sessions.begin() as session:
+        ids = [
+            outbox[task].options(tags=["canary-tag"], **said).enqueue(session, ARGUMENT).id for task in ("good", "bad")
+        ]
+    await plant(engine, task="canary-task", payload={"card": ARGUMENT}, tags=["canary-tag"], tenant="canary-tenant")
+    app = FastAPI()
+    app.include_router(outbox_metrics(outbox, sessions, access=api_keys(sessions)))
+    headers = bearer(await made(sessions, Scope.READ))
+    transport = httpx2.ASGITransport(app)
+    async with (
+        httpx2.AsyncClient(transport=transport, base_url="http://shop.test", headers=headers) as client,
+        working(outbox, database_url) as (worker, _),
+    ):
+        for id, state in zip(ids, (State.SUCCEEDED, State.FAILED), strict=True):
+            await in_state(engine, id, state)
+        told = (await client.get("/metrics")).text
+    counted = encode(WorkerCollector(worker.meter)).decode()
+    assert 'outbox_queue_jobs{queue="default",state="ready"} 1.0' in told
+    assert 'outbox_job_attempts_total{outcome="failed",queue="default",task="bad"} 1.0' in counted
+    assert "canary" in "".join([row["t"] for row in await db.fetch("select to_jsonb(t)::text as t from outbox.job t")])
+    assert "canary" not in told + counted
 
 
 async def test_a_read_key_cannot_guess_arguments(outbox: Outbox, sessions: Sessions, engine: AsyncEngine) -> None:

@@ -16,6 +16,7 @@ from outbox.connection import Link
 from outbox.context import Claim
 from outbox.outcome import RELEASED, Error, Finished, Outcome, Postponed
 from outbox.settler import Settler
+from outbox.tally import Tally
 from tests import factories
 from tests.factories import held, plant
 from tests.waiting import eventually
@@ -26,7 +27,7 @@ SUCCESS = Finished(State.SUCCEEDED, '{"ok": true}')
 
 @asynccontextmanager
 async def settling(link: Link, claims: dict[object, Claim]) -> AsyncIterator[Settler]:
-    settler = Settler(link, claims, lambda: None)
+    settler = Settler(link, claims, lambda: None, Tally())
     running = asyncio.create_task(settler.run())
     try:
         yield settler

@@ -3,6 +3,7 @@
 import pytest
 
 from outbox.job import State
+from outbox.meter import OUTCOMES
 from outbox.outcome import RELEASED, Error, Finished, Outcome, Postponed
 from outbox.statistic import add, quantile
 from outbox.tally import BOUNDS, BUCKETS, Tally
@@ -26,6 +27,7 @@ def test_each_outcome_has_its_name(outcome: Outcome, name: str | None) -> None:
     tally = Tally()
     tally.note("q", "t", outcome, 0, 0)
     assert list(tally.take()) == ([("q", "t", name)] if name else [])
+    assert name is None or name in OUTCOMES
 
 
 def test_counting_begins_anew_when_it_is_taken() -> None:
