@@ -31,8 +31,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     for area in (signups, orders, reports, imports, mailings, payments):
         app.include_router(area.router, prefix="/v1")
-    app.include_router(status.router(), prefix="/v1")
-    app.include_router(status.dashboard())
+    access = status.access()
+    app.include_router(status.router(access), prefix="/v1")
+    app.include_router(status.dashboard(access))
     return app
 
 

@@ -10,15 +10,15 @@ from outbox.fastapi import Access, api_keys, local_only, outbox_router
 
 
 def access() -> Access:
-    """Who may ask: those whom the settings name."""
+    """Who may ask: those whom the settings name. One for the API and the dashboard, which count requests together."""
     return api_keys(sessions) if get_settings().outbox_access == "keys" else local_only
 
 
-def router() -> APIRouter:
+def router(access: Access) -> APIRouter:
     """The API."""
-    return outbox_router(outbox, sessions, access=access(), prefix="")
+    return outbox_router(outbox, sessions, access=access, prefix="")
 
 
-def dashboard() -> APIRouter:
+def dashboard(access: Access) -> APIRouter:
     """The dashboard."""
-    return outbox_dashboard(outbox, sessions, access=access())
+    return outbox_dashboard(outbox, sessions, access=access)

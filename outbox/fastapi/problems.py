@@ -59,7 +59,12 @@ def problem(request: Request, status: int, detail: str, *, headers: Any = None, 
 def problem_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of error answers, for ``responses=``."""
     content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {code: {"description": HTTPStatus(code).phrase, "content": content} for code in codes}
+    again = {"Retry-After": {"description": "Seconds after which to ask again.", "schema": {"type": "integer"}}}
+    return {
+        code: {"description": HTTPStatus(code).phrase, "content": content}
+        | ({"headers": again} if code in (429, 503) else {})
+        for code in codes
+    }
 
 
 def problem_handlers(app: FastAPI) -> None:
