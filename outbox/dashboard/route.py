@@ -49,8 +49,6 @@ def _login(request: Request) -> str | None:
 
 async def _error(request: Request, exc: Exception) -> Response:
     answer = await as_problem(request, exc)
-    if answer is None:
-        raise exc
     said: dict[str, Any] = json.loads(bytes(answer.body))
     reasons = [f"{each['path']}: {each['reason']}" for each in said.get("errors", [])]
     shown = page(

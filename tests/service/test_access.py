@@ -96,6 +96,21 @@ def test_nobody_gets_more_tries_by_saying_that_they_ask_for_others(database_url:
     assert statuses[-1] == 429
 
 
+async def test_that_only_this_machine_is_answered_is_said_once(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> int:
+        return [record.__dict__.get("event") for record in caplog.records].count("api_local_only")
+
+    for app in (create_app(settings), create_app(settings)):
+        before = said()
+        async with app.router.lifespan_context(app):
+            assert said() == before + 1
+    app = create_app(settings.model_copy(update={"outbox_access": "keys"}))
+    async with app.router.lifespan_context(app):
+        assert said() == 2
+
+
 @pytest.fixture
 async def guarded(settings: Settings) -> AsyncIterator[FastAPI]:
     """The application with keys, started."""
