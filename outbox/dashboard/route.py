@@ -54,6 +54,5 @@ async def _error(request: Request, exc: Exception) -> Response:
     shown = page(
         request, "error", None, status=said["status"], title=said["title"], detail=said["detail"], reasons=reasons
     )
-    if (again := answer.headers.get("retry-after")) is not None:
-        shown.headers["Retry-After"] = again
+    shown.headers.update({name: value for name, value in answer.headers.items() if not name.startswith("content-")})
     return shown

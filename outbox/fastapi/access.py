@@ -218,4 +218,4 @@ def _too_many(detail: str, wait: float) -> HTTPException:
 
 def responses_of(*codes: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of the error answers of a route that not everybody may call."""
-    return problem_responses(400, 401, 403, 413, 429, 503, *codes)
+    return problem_responses(400, 401, 403, 408, 413, 429, 503, *codes)
