@@ -16,6 +16,7 @@ from tests.waiting import DEADLINE
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 WHOLE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST = WHOLE.replace(b"Host", b"Connection: close\r\nHost")
 HALF = [b"", b"G", b"GET /livez HTTP/1.1", b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"\r\n", b"\r\n\r\nGET"]
 
 
@@ -84,13 +85,20 @@ async def test_who_waits_for_an_answer_may_wait(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(protocol, "PATIENCE", 0.1)
     app, go = FastAPI(), asyncio.Event()
 
+    @app.get("/livez")
+    async def livez() -> dict[str, str]:
+        return {"status": "ok"}
+
     @app.get("/")
     async def slow() -> dict[str, str]:
         await go.wait()
         return {"status": "ok"}
 
     async with serving(app, http=PatientProtocol) as url:
-        waiting = await connect(url, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        waiting = await connect(url, b"GET / HTTP/1.1\r\n")
+        await rest(await connect(url, LAST))  # so that what follows comes apart
+        waiting[1].write(b"Host: x\r\n\r\n")
+        await rest(await connect(url, LAST))
         # Made later, and given up: the first had its deadline before.
         assert await rest(await connect(url)) == b""
         go.set()
