@@ -54,5 +54,6 @@ async def _error(request: Request, exc: Exception) -> Response:
     shown = page(
         request, "error", None, status=said["status"], title=said["title"], detail=said["detail"], reasons=reasons
     )
-    shown.headers.update({name: value for name, value in answer.headers.items() if not name.startswith("content-")})
+    for name, value in answer.headers.items():
+        shown.headers.setdefault(name, value)
     return shown

@@ -188,10 +188,10 @@ class KeyAccess:
             connection = await session.connection()
             self._refuse_if_too_many(digest, address)
             found = await keys.find(connection, key)
-        if found is None:
-            self._known.pop(digest, None)
-            self._failures.take(address)
-            raise _unknown("This key is not known, or not good any more.")
+            if found is None:  # counted before the next one has the connection
+                self._known.pop(digest, None)
+                self._failures.take(address)
+                raise _unknown("This key is not known, or not good any more.")
         principal = Principal(found.name, keys.opened_by(found.scopes), found.tenant, partial(self._is_good, key))
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()

@@ -135,6 +135,17 @@ async def test_wrong_keys_by_the_api_and_by_the_login_are_counted_together(outbo
         assert (await there.post("/outbox/login", data={"key": good})).status_code == 303
 
 
+async def test_all_addresses_of_a_network_are_counted_together(outbox: Outbox, sessions: Sessions) -> None:
+    app = application(outbox, sessions, failures=NEVER)
+    statuses = []
+    for n in range(4):
+        async with client(app, f"2001:db8:1:2::{n:x}") as here:
+            statuses.append((await here.get("/v1/tasks", headers=wrong(n))).status_code)
+    assert statuses == [401, 401, 401, 429]
+    async with client(app, "2001:db8:1:3::1") as there:
+        assert (await there.get("/v1/tasks", headers=wrong(5))).status_code == 401
+
+
 async def test_a_key_that_was_good_goes_on_whoever_shares_its_address(
     outbox: Outbox, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

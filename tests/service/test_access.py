@@ -119,6 +119,14 @@ async def guarded(settings: Settings) -> AsyncIterator[FastAPI]:
         yield app
 
 
+async def test_wrong_keys_by_the_api_and_by_the_login_are_counted_together(guarded: FastAPI) -> None:
+    transport = httpx2.ASGITransport(guarded)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        for n in range(2 * access.FAILURES.burst):
+            await client.get("/v1/jobs", headers={"Authorization": f"Bearer obx_{n:012x}_x"})
+        assert (await client.post("/outbox/login", data={"key": "obx_000000000000_x"})).status_code == 429
+
+
 async def test_without_a_key_every_route_is_closed_but_those_of_the_business(guarded: FastAPI) -> None:
     transport = httpx2.ASGITransport(guarded)
     asked = 0
