@@ -57,7 +57,9 @@ def bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
             async with asyncio.timeout_at(began + PATIENCE + received / PACE):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, "The request came too slowly.", headers={"Connection": "close"}) from None
+            # What is still to come would be in the way of the next request; HTTP/2 has streams for that.
+            end = {"Connection": "close"} if scope.get("http_version", "1.1") < "2" else None
+            raise HTTPException(408, "The request came too slowly.", headers=end) from None
         received += len(message.get("body", b""))
         is_whole = not message.get("more_body", False)
         if received > limit:
