@@ -3,7 +3,6 @@ by nobody.
 """
 
 import asyncio
-import math
 
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
@@ -39,20 +38,32 @@ def bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
         as it has become so, and 408 when it does not come. Raised from there it reaches the application's own handlers,
         for it is they who read.
     """
+    receive = _in_time(scope, receive)
     announced = Headers(scope=scope).get("content-length", "")
     too_large = announced.isdigit() and (len(announced) > 18 or int(announced) > limit)
     received = 0
-    began = math.nan
+
+    async def read() -> Message:
+        nonlocal received
+        message: Message = {} if too_large else await receive()
+        received += len(message.get("body", b""))
+        if too_large or received > limit:
+            raise HTTPException(413, f"the request is larger than {limit:,} bytes")
+        return message
+
+    return read
+
+
+def _in_time(scope: Scope, receive: Receive) -> Receive:
+    began: float | None = None
+    received = 0
     is_whole = False
 
     async def read() -> Message:
         nonlocal began, received, is_whole
-        if too_large:
-            raise _too_large(limit)
         if is_whole:  # what is waited for now is that the client goes away
             return await receive()
-        now = asyncio.get_running_loop().time()
-        began = now if math.isnan(began) else began
+        began = began or asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(began + PATIENCE + received / PACE):
                 message = await receive()
@@ -62,15 +73,9 @@ def bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
             raise HTTPException(408, "The request came too slowly.", headers=end) from None
         received += len(message.get("body", b""))
         is_whole = not message.get("more_body", False)
-        if received > limit:
-            raise _too_large(limit)
         return message
 
     return read
-
-
-def _too_large(limit: int) -> HTTPException:
-    return HTTPException(413, f"the request is larger than {limit:,} bytes")
 
 
 def _with_headers(scope: Scope, send: Send) -> Send:
