@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api import protocol
 from api.protocol import PatientProtocol
 from outbox.fastapi import route
+from tests.factories import plant
 from tests.service.servers import serving
 from tests.waiting import DEADLINE
 
@@ -142,3 +145,20 @@ async def test_who_sends_a_body_steadily_is_waited_for(url: str, monkeypatch: py
     async with asyncio.timeout(DEADLINE):
         assert (await steady[0].readline()) == b"HTTP/1.1 202 Accepted\r\n"
     steady[1].close()
+
+
+async def test_who_listens_is_not_asked_for_more(
+    url: str, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route, "PATIENCE", 0.2)
+    id = await plant(engine)
+    request = f"GET /v1/jobs/{id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    async with asyncio.timeout(DEADLINE):
+        reader, writer = await connect(url, request.encode())
+        await reader.readuntil(b"event: job")
+        # This one came later; it was waited for as long as whoever listens has been.
+        assert (await rest(await connect(url, body(100, b"")))).startswith(b"HTTP/1.1 408")
+        async with engine.begin() as connection:
+            await connection.execute(text("update outbox.live_job set progress = '{\"done\": 7}'"))
+        await reader.readuntil(b'"done":7')
+        writer.close()
