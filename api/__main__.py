@@ -12,6 +12,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from api.app import create_app
+from api.protocol import PatientProtocol
 from api.settings import Settings, get_settings
 from outbox.fastapi.access import is_loopback
 
@@ -42,6 +43,8 @@ def main() -> int:
         log_level=options.log_level,
         timeout_graceful_shutdown=options.timeout_graceful_shutdown,
         forwarded_allow_ips=settings.forwarded_allow_ips,
+        http=PatientProtocol,
+        ws="none",  # nobody here speaks it, and whoever began to would be beyond the protocol's deadline
     )
     return 0
 

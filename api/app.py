@@ -34,9 +34,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     for area in (signups, orders, reports, imports, mailings, payments):
         app.include_router(area.router, prefix="/v1")
-    app.include_router(status.router(), prefix="/v1")
-    app.include_router(status.dashboard())
-    app.include_router(status.metrics())
+    access = status.access()
+    app.include_router(status.router(access), prefix="/v1")
+    app.include_router(status.dashboard(access))
+    app.include_router(status.metrics(access))
     return app
 
 

@@ -27,7 +27,7 @@ class ImportAccepted(BaseModel):
     jobs: list[JobReference]
 
 
-@router.post("", status_code=202, responses=problem_responses(400, 413, 422, 503))
+@router.post("", status_code=202, responses=problem_responses(400, 408, 413, 422, 503))
 async def upload_customers(
     file: UploadFile, session: SessionDep, request: Request, response: Response
 ) -> ImportAccepted:

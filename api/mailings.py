@@ -32,7 +32,7 @@ class MailingIn(BaseModel):
     text: Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
 
 
-@router.post("", status_code=202, responses=problem_responses(400, 409, 413, 422, 503))
+@router.post("", status_code=202, responses=problem_responses(400, 408, 409, 413, 422, 503))
 async def mail_everybody(body: MailingIn, session: SessionDep, request: Request, response: Response) -> BatchReference:
     """Send a mail to everybody who has signed up; when all have been sent, or not, the shop is told how it went."""
     users = (await session.scalars(select(User.id).order_by(User.id))).all()

@@ -60,7 +60,7 @@ def _customer(email: str) -> str:
     return f"customer-{sha256(email.encode()).hexdigest()[:32]}"
 
 
-@router.post("", status_code=202, responses=problem_responses(400, 413, 422, 503))
+@router.post("", status_code=202, responses=problem_responses(400, 408, 413, 422, 503))
 async def place_order(body: OrderIn, session: SessionDep, request: Request, response: Response) -> OrderAccepted:
     """Order."""
     total_cents = sum(line.quantity * line.unit_price_cents for line in body.lines)

@@ -35,7 +35,7 @@ class Taken(BaseModel):
     paid_at: datetime
 
 
-@router.post("/webhook", responses=problem_responses(400, 401, 404, 413, 422, 503))
+@router.post("/webhook", responses=problem_responses(400, 401, 404, 408, 413, 422, 503))
 async def take_payment(request: Request, session: SessionDep) -> Taken:
     """Take a message of the payment provider (Standard Webhooks)."""
     body = await request.body()

@@ -42,7 +42,7 @@ class ReportAccepted(ReportIn):
     jobs: list[JobReference]
 
 
-@router.post("", status_code=202, responses=problem_responses(400, 413, 422, 503))
+@router.post("", status_code=202, responses=problem_responses(400, 408, 413, 422, 503))
 async def ask_for_report(body: ReportIn, session: SessionDep, request: Request, response: Response) -> ReportAccepted:
     """Ask for revenue per day and article."""
     report = Report(id=uuid4(), first_day=body.first_day, last_day=body.last_day)

@@ -34,7 +34,7 @@ class SignupAccepted(SignupIn):
     jobs: list[JobReference]
 
 
-@router.post("", status_code=202, responses=problem_responses(400, 409, 413, 422, 503))
+@router.post("", status_code=202, responses=problem_responses(400, 408, 409, 413, 422, 503))
 async def sign_up(body: SignupIn, session: SessionDep, request: Request, response: Response) -> SignupAccepted:
     """Sign up."""
     # ON CONFLICT, not an exception: of two sign-ups at once the second one waits, and is told.

@@ -11,20 +11,20 @@ from outbox.fastapi.metrics import outbox_metrics
 
 
 def access() -> Access:
-    """Who may ask: those whom the settings name."""
+    """Who may ask: those whom the settings name. One for the API and the dashboard, which count requests together."""
     return api_keys(sessions) if get_settings().outbox_access == "keys" else local_only
 
 
-def router() -> APIRouter:
+def router(access: Access) -> APIRouter:
     """The API."""
-    return outbox_router(outbox, sessions, access=access(), prefix="")
+    return outbox_router(outbox, sessions, access=access, prefix="")
 
 
-def dashboard() -> APIRouter:
+def dashboard(access: Access) -> APIRouter:
     """The dashboard."""
-    return outbox_dashboard(outbox, sessions, access=access(), trace_url=get_settings().outbox_trace_url)
+    return outbox_dashboard(outbox, sessions, access=access, trace_url=get_settings().outbox_trace_url)
 
 
-def metrics() -> APIRouter:
+def metrics(access: Access) -> APIRouter:
     """The figures for Prometheus."""
-    return outbox_metrics(outbox, sessions, access=access())
+    return outbox_metrics(outbox, sessions, access=access)

@@ -29,7 +29,9 @@ def area(access: KeyAccess) -> APIRouter:
         try:
             await access.open(request, key)
         except HTTPException as exc:
-            return page(request, "login", None, status=exc.status_code, to=sent.get("back"), wrong=exc.detail)
+            shown = page(request, "login", None, status=exc.status_code, to=sent.get("back"), wrong=exc.detail)
+            shown.headers.update(exc.headers or {})
+            return shown
         answer = back(request, sent, site(request).home)
         answer.set_cookie(
             COOKIE,

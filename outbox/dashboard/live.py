@@ -25,28 +25,28 @@ def area(api: Api) -> APIRouter:
     Reader = Annotated[Principal, api.reader]  # noqa: N806 - a type
     streams = 0
 
-    async def opened(who: Reader, job: UUID | None = None) -> tuple[Principal, UUID | None]:
-        """Refuse before the stream begins what can be refused."""
+    async def opened(who: Reader, job: UUID | None = None) -> AsyncIterator[tuple[Principal, UUID | None]]:
+        """Refuse before the stream begins what can be refused, and count it until it has ended."""
+        nonlocal streams
         if streams >= STREAMS:
             raise HTTPException(503, "Too many pages are open.", headers={"Retry-After": "10"})
-        if job is not None:
-            async with api.sessions() as session:
-                await found(session, job, who)
-        return who, job
+        streams += 1
+        try:
+            if job is not None:
+                async with api.sessions() as session:
+                    await found(session, job, who)
+            yield who, job
+        finally:
+            streams -= 1
 
     @router.get("/live", response_class=EventSourceResponse)
     async def tell(
         asked: Annotated[tuple[Principal, UUID | None], Depends(opened)],
     ) -> AsyncIterator[ServerSentEvent]:
         """`changed` whenever the page should look again, because of one job or of anything; else `beat`."""
-        nonlocal streams
         who, job = asked
-        streams += 1
-        try:
-            async for event in _events(api, who, job):
-                yield ServerSentEvent(event=event, retry=2000, raw_data=event)
-        finally:
-            streams -= 1
+        async for event in _events(api, who, job):
+            yield ServerSentEvent(event=event, retry=2000, raw_data=event)
 
     return router
 

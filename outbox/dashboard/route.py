@@ -7,13 +7,20 @@ from typing import Any
 from fastapi import HTTPException, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
 
+from outbox.dashboard.forms import MAX_BODY
 from outbox.dashboard.render import has_login, page, site
 from outbox.fastapi.problems import as_problem
+from outbox.fastapi.route import bounded
 
 
 class PageRoute(APIRoute):
     """A route whose errors are pages, and that sends whoever is not known to where they can log in, if they can."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await super().handle(scope, bounded(scope, receive, MAX_BODY), send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What FastAPI calls for a request."""
@@ -42,10 +49,11 @@ def _login(request: Request) -> str | None:
 
 async def _error(request: Request, exc: Exception) -> Response:
     answer = await as_problem(request, exc)
-    if answer is None:
-        raise exc
     said: dict[str, Any] = json.loads(bytes(answer.body))
     reasons = [f"{each['path']}: {each['reason']}" for each in said.get("errors", [])]
-    return page(
+    shown = page(
         request, "error", None, status=said["status"], title=said["title"], detail=said["detail"], reasons=reasons
     )
+    for name, value in answer.headers.items():
+        shown.headers.setdefault(name, value)
+    return shown

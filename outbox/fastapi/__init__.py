@@ -7,6 +7,7 @@ from outbox.fastapi.access import Access, Principal, api_keys, local_only
 from outbox.fastapi.batches import BatchReference, BatchView, accepted_batch
 from outbox.fastapi.idempotency import idempotent_route
 from outbox.fastapi.problems import Problem, problem, problem_handlers, problem_responses
+from outbox.fastapi.rate import Rate
 from outbox.fastapi.router import outbox_router
 from outbox.fastapi.unit_of_work import TaskAdder, outbox_tasks, session_dependency
 from outbox.fastapi.views import JobPage, JobReference, JobView, Links, accepted
@@ -21,6 +22,7 @@ __all__ = [
     "Links",
     "Principal",
     "Problem",
+    "Rate",
     "TaskAdder",
     "accepted",
     "accepted_batch",

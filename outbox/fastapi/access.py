@@ -5,6 +5,7 @@ or takes nothing, and then only this machine itself is answered.
 """
 
 import ipaddress
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from outbox import keys
 from outbox.fastapi.problems import problem_responses
+from outbox.fastapi.rate import Rate, Throttle, network
 from outbox.keys import Scope
 
 COOKIE = "outbox_key"
@@ -29,8 +31,11 @@ REMEMBERED = 4.0
 
 MOST_REMEMBERED = 10_000
 
-FAILURES = 20
-"""Wrong keys from one address within a minute, after which it has to wait."""
+REQUESTS = Rate(100, burst=200)
+"""Of each key."""
+
+FAILURES = Rate(10, per=60, burst=10)
+"""Wrong keys from one address, after which it has to wait."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -119,12 +124,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def api_keys(sessions: async_sessionmaker[AsyncSession]) -> "KeyAccess":
+def api_keys(
+    sessions: async_sessionmaker[AsyncSession], *, rate: Rate = REQUESTS, failures: Rate = FAILURES
+) -> "KeyAccess":
     """Access by keys that are in the database (see ``outbox.keys``), sent as ``Authorization: Bearer obx_...``.
 
     A browser sends the one that somebody has logged in with as a cookie.
+
+    :param rate: how often each key may ask. A long poll and a stream are one request. It holds in each process, for all
+        routers that have this access together.
+    :param failures: how many wrong keys may come from one address; from one /64 where that is IPv6.
     """
-    return KeyAccess(sessions)
+    return KeyAccess(sessions, rate, failures)
 
 
 _HEADER = HTTPBearer(auto_error=False, scheme_name="key", description="A key, as `outbox keys create` shows it.")
@@ -132,12 +143,13 @@ _COOKIE = APIKeyCookie(name=COOKIE, auto_error=False, scheme_name="login", descr
 
 
 class KeyAccess:
-    """Knows keys, for a moment without asking, and those who try too many."""
+    """Knows keys, for a moment without asking, those who ask too often, and those who try too many."""
 
-    def __init__(self, sessions: async_sessionmaker[AsyncSession]) -> None:
+    def __init__(self, sessions: async_sessionmaker[AsyncSession], rate: Rate, failures: Rate) -> None:
         self._sessions = sessions
         self._known: dict[bytes, tuple[float, Principal]] = {}
-        self._failures: dict[str, list[float]] = {}
+        self._requests = Throttle(rate)
+        self._failures = Throttle(failures)
 
     async def __call__(
         self,
@@ -147,53 +159,63 @@ class KeyAccess:
     ) -> Principal:
         """Who asks, by the key that they have sent.
 
-        :raises HTTPException: 401 if it is none, 429 if there were too many that were none.
+        :raises HTTPException: 401 if it is none, 429 if there were too many that were none, or it asks too often.
         """
         return await self.open(request, sent.credentials if sent is not None else kept)
 
     async def open(self, request: Request, key: str | None) -> Principal:
         """Who has this key.
 
-        :raises HTTPException: 401 if nobody has, 429 if there were too many of these.
+        :raises HTTPException: 401 if nobody has, 429 if there were too many of these, or it asks too often.
         """
         if key is None:
             raise _unknown("Send a key: Authorization: Bearer obx_...")
-        digest, now = sha256(key.encode(errors="replace")).digest(), time.monotonic()
+        digest = sha256(key.encode(errors="replace")).digest()
         until, principal = self._known.get(digest, (0.0, None))
-        if principal is not None and now < until:
-            return principal
-        address = request.client.host if request.client else ""
-        self._refuse_if_too_many(address, now)
+        if principal is None or time.monotonic() >= until:
+            principal = await self._look_up(key, digest, network(request.client.host if request.client else ""))
+        # Only what is a key is counted, so that nobody can crowd out what is known of keys.
+        wait = self._requests.take(digest)
+        request.state.outbox_headers = self._requests.headers(digest)
+        if wait:
+            raise _too_many("This key asks too often.", wait)
+        return principal
+
+    async def _look_up(self, key: str, digest: bytes, address: str) -> Principal:
+        self._refuse_if_too_many(digest, address)
         async with self._sessions() as session:
-            found = await keys.find(session, key)
-        if found is None:
-            self._failures.setdefault(address, []).append(now)
-            raise _unknown("This key is not known, or not good any more.")
+            # Whoever sends a thousand at once waits for a connection like everybody, and may be one too many by then.
+            connection = await session.connection()
+            self._refuse_if_too_many(digest, address)
+            found = await keys.find(connection, key)
+            if found is None:  # counted before the next one has the connection
+                self._known.pop(digest, None)
+                self._failures.take(address)
+                raise _unknown("This key is not known, or not good any more.")
         principal = Principal(found.name, keys.opened_by(found.scopes), found.tenant, partial(self._is_good, key))
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()
-        self._known[digest] = (now + REMEMBERED, principal)
+        self._known[digest] = (time.monotonic() + REMEMBERED, principal)
         return principal
 
     async def _is_good(self, key: str) -> bool:
         async with self._sessions() as session:
             return await keys.find(session, key) is not None
 
-    def _refuse_if_too_many(self, address: str, now: float) -> None:
-        recent = [each for each in self._failures.get(address, ()) if each > now - 60]
-        if len(self._failures) >= MOST_REMEMBERED:
-            self._failures.clear()
-        if recent:
-            self._failures[address] = recent
-        if len(recent) >= FAILURES:
-            wait = str(int(recent[0] + 60 - now) + 1)
-            raise HTTPException(429, "Too many wrong keys came from your address.", headers={"Retry-After": wait})
+    def _refuse_if_too_many(self, digest: bytes, address: str) -> None:
+        """But let those go on who share an address with whoever tries keys: theirs was good a moment ago."""
+        if digest not in self._known and (wait := self._failures.wait(address)):
+            raise _too_many("Too many wrong keys came from your address.", wait)
 
 
 def _unknown(detail: str) -> HTTPException:
     return HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
 
 
+def _too_many(detail: str, wait: float) -> HTTPException:
+    return HTTPException(429, detail, headers={"Retry-After": str(math.ceil(wait))})
+
+
 def responses_of(*codes: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of the error answers of a route that not everybody may call."""
-    return problem_responses(400, 401, 403, 413, 429, 503, *codes)
+    return problem_responses(400, 401, 403, 408, 413, 429, 503, *codes)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from starlette.applications import Starlette
 
 from outbox import events, status
 from outbox.errors import JobNotFound
@@ -53,9 +54,11 @@ class Api:
         self.admin: Any = Depends(requires(access, Scope.ADMIN, of_all=True))
 
     @asynccontextmanager
-    async def lifespan(self, _app: object) -> AsyncIterator[None]:
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Of the application: whoever waits is sent home when the process is told to stop."""
-        if self.access is local_only:
+        # The API and the dashboard may both be in one application, which is told once.
+        if self.access is local_only and not getattr(app.state, "outbox_told_local_only", False):
+            app.state.outbox_told_local_only = True
             events.emit(events.WARNING, "api_local_only")
         self.watch.open()
         self.pulse.open()

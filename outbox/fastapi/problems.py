@@ -1,8 +1,8 @@
 """Errors as ``application/problem+json`` (RFC 9457), without inner details: no SQL, no stack, no host."""
 
-import socket
 from collections.abc import Sequence
 from http import HTTPStatus
+from traceback import walk_tb
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -59,7 +59,12 @@ def problem(request: Request, status: int, detail: str, *, headers: Any = None, 
 def problem_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of error answers, for ``responses=``."""
     content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {code: {"description": HTTPStatus(code).phrase, "content": content} for code in codes}
+    again = {"Retry-After": {"description": "Seconds after which to ask again.", "schema": {"type": "integer"}}}
+    return {
+        code: {"description": HTTPStatus(code).phrase, "content": content}
+        | ({"headers": again} if code in (429, 503) else {})
+        for code in codes
+    }
 
 
 def problem_handlers(app: FastAPI) -> None:
@@ -68,13 +73,13 @@ def problem_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-async def as_problem(request: Request, exc: Exception) -> JSONResponse | None:
-    """The answer to an error; None to one that nobody expects."""
+async def as_problem(request: Request, exc: Exception) -> JSONResponse:
+    """The answer to an error; one that nobody expects is raised again."""
     for kind in type(exc).__mro__:
         if kind is not Exception and kind in _HANDLERS:
             answer: JSONResponse = await _HANDLERS[kind](request, exc)
             return answer
-    return None
+    raise exc
 
 
 async def _http_error(request: Request, exc: Any) -> JSONResponse:
@@ -130,6 +135,18 @@ async def _database_gone(request: Request, _exc: Any) -> JSONResponse:
     return problem(request, 503, "The database cannot be reached.", headers={"Retry-After": "2"})
 
 
+async def _system_error(request: Request, exc: Any) -> JSONResponse:
+    """What the system says of a database that is gone: the driver passes it on as it is, and so does SQLAlchemy.
+
+    Over TCP it is a refused connection, over a Unix socket a file that is not there; a host's own endpoints have such
+    errors too, of files and other servers, that say nothing of the database and are raised again. Which it is, nothing
+    tells but the way that it came: through the driver, whose name stands here for that.
+    """
+    if any(frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in walk_tb(exc.__traceback__)):
+        return await _database_gone(request, exc)
+    raise exc
+
+
 async def _crash(request: Request, _exc: Any) -> JSONResponse:
     return problem(request, 500, "Something went wrong inside.")
 
@@ -146,9 +163,7 @@ _HANDLERS: dict[type[Exception], Any] = {
     JobExists: _conflict,
     KeyTaken: _conflict,
     DBAPIError: _database_error,
-    ConnectionError: _database_gone,
-    socket.gaierror: _database_gone,
-    TimeoutError: _database_gone,
+    OSError: _system_error,
     PoolTimeout: _database_gone,
     Exception: _crash,
 }

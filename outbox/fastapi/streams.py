@@ -34,14 +34,19 @@ def area(api: Api) -> APIRouter:
         who: Reader,
         job_id: UUID,
         last_event_id: Annotated[str | None, Header(description="The id of the last event that you have.")] = None,
-    ) -> tuple[Principal, str | None]:
-        """Refuse before the stream begins what can be refused."""
-        job, etag, _ = await read(api, request, who, job_id)
-        if job.done and last_event_id == etag:
-            raise HTTPException(410, "It has ended, and you have heard of it.")
+    ) -> AsyncIterator[tuple[Principal, str | None]]:
+        """Refuse before the stream begins what can be refused, and count it until it has ended."""
+        nonlocal streams
         if streams >= STREAMS:
             raise HTTPException(503, "Too many streams are open.", headers={"Retry-After": "10"})
-        return who, last_event_id
+        streams += 1
+        try:
+            job, etag, _ = await read(api, request, who, job_id)
+            if job.done and last_event_id == etag:
+                raise HTTPException(410, "It has ended, and you have heard of it.")
+            yield who, last_event_id
+        finally:
+            streams -= 1
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -53,24 +58,19 @@ def area(api: Api) -> APIRouter:
         request: Request, job_id: UUID, opened: Annotated[tuple[Principal, str | None], Depends(streamed)]
     ) -> AsyncIterator[ServerSentEvent]:
         """The job as it changes, as server-sent events `job`, until `done`; changes in quick succession may be one."""
-        nonlocal streams
         who, heard = opened
-        streams += 1
-        try:
-            async with api.watch.waiting_for(job_id) as waiter:
-                async for job in _changes(waiter, who):
-                    if job is None:
-                        yield ServerSentEvent(event="gone", data={"id": str(job_id)})
-                        return
-                    etag, body = encoded(view(request, job, who))
-                    if etag != heard or job.done:
-                        heard = etag
-                        event = "done" if job.done else "job"
-                        yield ServerSentEvent(event=event, id=etag, retry=2000, raw_data=body.decode())
-                    if job.done:
-                        return
-        finally:
-            streams -= 1
+        async with api.watch.waiting_for(job_id) as waiter:
+            async for job in _changes(waiter, who):
+                if job is None:
+                    yield ServerSentEvent(event="gone", data={"id": str(job_id)})
+                    return
+                etag, body = encoded(view(request, job, who))
+                if etag != heard or job.done:
+                    heard = etag
+                    event = "done" if job.done else "job"
+                    yield ServerSentEvent(event=event, id=etag, retry=2000, raw_data=body.decode())
+                if job.done:
+                    return
 
     return router
 

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from outbox import Limit, Outbox, State, limit
-from outbox.dashboard import outbox_dashboard
+from outbox.dashboard import live, outbox_dashboard
 from outbox.fastapi import Principal, api_keys
 from outbox.fastapi.access import COOKIE
 from outbox.keys import Scope, opened_by
@@ -582,3 +582,14 @@ async def test_what_cannot_be_read_lists_nothing_and_offers_nothing_to_be_done(
     assert "colour: can&#39;t be asked for" in page
     assert 'id="row-' not in page
     assert "/outbox/jobs/change" not in page
+
+
+async def test_no_more_open_pages_than_may_be_are_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "STREAMS", 1)
+    async with httpx2.AsyncClient(timeout=30) as client:
+        for _ in range(2):  # what was refused, or is not there, does not count
+            assert (await client.get(f"{url}/live", params={"job": str(new_id())})).status_code == 404
+        async with client.stream("GET", f"{url}/live") as open_page:
+            assert open_page.status_code == 200
+            refused = await client.get(f"{url}/live")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")

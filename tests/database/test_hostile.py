@@ -1,5 +1,6 @@
 """Whatever is sent to the API, in an application that bounds nothing: no 500, nothing of the inside in an answer."""
 
+import asyncio
 import re
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -13,11 +14,13 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from outbox import Outbox
+from outbox.dashboard import outbox_dashboard
 from outbox.fastapi import Principal, api, outbox_router, problem_handlers, route
 from outbox.keys import Scope
 from tests.factories import new_id, plant
 
 PROBLEM = "application/problem+json"
+JSON = {"Content-Type": "application/json"}
 
 TEXTS = [
     "' or 1=1 --",
@@ -58,6 +61,7 @@ def app(sessions: async_sessionmaker[AsyncSession]) -> FastAPI:
     app = FastAPI()
     problem_handlers(app)
     app.include_router(outbox_router(outbox, sessions, access=who))
+    app.include_router(outbox_dashboard(outbox, sessions, access=who))
     return app
 
 
@@ -121,6 +125,22 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_read(app: FastAP
         assert route.MAX_BODY < read <= route.MAX_BODY + 2 * len(chunk)
         for answer in (announced, silent):
             assert (answer.status_code, answer.headers["content-type"]) == (413, PROBLEM), path
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    app: FastAPI, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route, "PATIENCE", 0.05)
+
+    async def never_whole() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    for path, method in [*json_routes(app), ("/outbox/queues/pause", "POST")]:
+        address = re.sub(r"{(\w+)}", lambda name: good(name[1]), path)
+        answer = await client.request(method, address, content=never_whole(), headers=JSON)
+        assert answer.status_code == 408, path
+        assert answer.headers["connection"] == "close", path
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,25 @@ def test_nobody_gets_more_tries_by_saying_that_they_ask_for_others(database_url:
                 f"{url}/v1/jobs",
                 headers={"Authorization": f"Bearer obx_{n:012x}_x", "X-Forwarded-For": f"192.0.2.{n}"},
             ).status_code
-            for n in range(access.FAILURES + 1)
+            for n in range(2 * access.FAILURES.burst)
         ]
-    assert statuses == [401] * access.FAILURES + [429]
+    assert statuses[: access.FAILURES.burst] == [401] * access.FAILURES.burst
+    assert statuses[-1] == 429
+
+
+async def test_that_only_this_machine_is_answered_is_said_once(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> int:
+        return [record.__dict__.get("event") for record in caplog.records].count("api_local_only")
+
+    for app in (create_app(settings), create_app(settings)):
+        before = said()
+        async with app.router.lifespan_context(app):
+            assert said() == before + 1
+    app = create_app(settings.model_copy(update={"outbox_access": "keys"}))
+    async with app.router.lifespan_context(app):
+        assert said() == 2
 
 
 @pytest.fixture
@@ -101,6 +117,14 @@ async def guarded(settings: Settings) -> AsyncIterator[FastAPI]:
     app = create_app(settings.model_copy(update={"outbox_access": "keys"}))
     async with app.router.lifespan_context(app):
         yield app
+
+
+async def test_wrong_keys_by_the_api_and_by_the_login_are_counted_together(guarded: FastAPI) -> None:
+    transport = httpx2.ASGITransport(guarded)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        for n in range(2 * access.FAILURES.burst):
+            await client.get("/v1/jobs", headers={"Authorization": f"Bearer obx_{n:012x}_x"})
+        assert (await client.post("/outbox/login", data={"key": "obx_000000000000_x"})).status_code == 429
 
 
 async def test_without_a_key_every_route_is_closed_but_those_of_the_business(guarded: FastAPI) -> None:

@@ -73,16 +73,16 @@ def test_nobody_is_believed_unless_they_are_named(unbelieving: httpx2.Client, ke
     }.items():
         assert "secure" not in login(unbelieving, key, **{header: value})
         assert elsewhere(unbelieving, **{header: value}) == "http"
-    spoofed = [f"192.0.2.{n}" for n in range(access.FAILURES + 1)]
-    assert statuses(unbelieving, spoofed) == [401] * access.FAILURES + [429]
+    spoofed = [f"192.0.2.{n}" for n in range(access.FAILURES.burst + 1)]
+    assert statuses(unbelieving, spoofed) == [401] * access.FAILURES.burst + [429]
 
 
 def test_a_named_proxy_says_who_asks_and_how(believing: httpx2.Client, key: str) -> None:
     assert "secure" in login(believing, key, **{"X-Forwarded-Proto": "https"})
     assert "secure" not in login(believing, key, **{"X-Forwarded-Proto": "http"})
     assert elsewhere(believing, **{"X-Forwarded-Proto": "https"}) == "https"
-    others = [f"192.0.2.{n}" for n in range(access.FAILURES + 1)]
+    others = [f"192.0.2.{n}" for n in range(access.FAILURES.burst + 1)]
     assert statuses(believing, others) == [401] * len(others)
     # A proxy adds whom it has met to whatever the client had said: only what stands last is its own.
-    added = [f"203.0.113.{n}, 198.51.100.7, 127.0.0.1" for n in range(access.FAILURES + 1)]
-    assert statuses(believing, added) == [401] * access.FAILURES + [429]
+    added = [f"203.0.113.{n}, 198.51.100.7, 127.0.0.1" for n in range(access.FAILURES.burst + 1)]
+    assert statuses(believing, added) == [401] * access.FAILURES.burst + [429]

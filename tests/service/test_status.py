@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.service.conftest import Work
 from tests.service.servers import Mailbox
 
+JSON = {"content-type": "application/json"}
 ADA = {"email": "ada@example.com", "name": "Ada"}
 
 
@@ -68,6 +69,23 @@ async def test_broken_json_and_too_much_of_it_are_problems(client: httpx2.AsyncC
     for content, status in ((b"{", 422), (b"[" * 100_000, 400), (b'"\xff"', 400), (b" " * 2_000_000, 413)):
         answer = await client.post("/v1/orders", content=content, headers={"content-type": "application/json"})
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), content[:9]
+
+
+async def test_no_body_is_too_deep_or_too_large_for_any_route(app: FastAPI, client: httpx2.AsyncClient) -> None:
+    asked = 0
+    for path, methods in app.openapi()["paths"].items():
+        address = path.replace("{action}", "retry").replace("{scope}", "queue").replace("{job_id}", str(uuid4()))
+        for method in methods.keys() - {"get"}:
+            for content in (b"[" * 100_000, b'{"a":' * 100_000, b'{"name": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"):
+                answer = await client.request(method, address, content=content, headers=JSON)
+                assert answer.status_code < 500, (path, content[:9])
+            # Who reads a body reads no more of it than is allowed.
+            large = await client.request(method, address, content=b" " * 10_000_000, headers=JSON)
+            assert large.status_code < 500, path
+            if "requestBody" in methods[method] and path != "/v1/imports":
+                assert large.status_code == 413, path
+                asked += 1
+    assert asked > 8
 
 
 async def test_what_goes_wrong_inside_stays_inside(client: httpx2.AsyncClient, connection: AsyncConnection) -> None:

@@ -20,7 +20,7 @@ from outbox.outcome import Finished
 from outbox.settings import WorkerSettings
 from tests.factories import held, new_id, plant
 from tests.service.servers import service, serving
-from tests.waiting import eventually
+from tests.waiting import eventually, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -231,6 +231,33 @@ async def test_too_many_streams_are_refused(
             return response.status_code == 200
 
     await eventually(free_again)
+
+
+async def test_many_that_come_at_once_are_counted_each(
+    remote: httpx2.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "STREAMS", 3)
+    id = await plant(engine)
+    given_up = asyncio.Event()
+
+    async def one() -> int:
+        async with remote.stream("GET", f"/v1/jobs/{id}/events") as response:
+            if response.status_code == 200:
+                await given_up.wait()
+            return response.status_code
+
+    asking = [asyncio.create_task(one()) for _ in range(30)]
+    await until(lambda: sum(each.done() for each in asking) >= 27)
+    given_up.set()
+    assert sorted(await asyncio.gather(*asking)) == [200] * 3 + [503] * 27
+
+
+async def test_what_is_refused_is_not_counted_as_open(
+    remote: httpx2.AsyncClient, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "STREAMS", 1)
+    for _ in range(3):
+        assert (await remote.get(f"/v1/jobs/{new_id()}/events")).status_code == 404
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
