@@ -101,7 +101,7 @@ where id = any (array(
 async def rescue(link: Link) -> int:
     """Give the jobs whose lease is over back to all workers, or end those that are poison; how many there were."""
     total = 0
-    while True:
+    while await link.fetch(sql.ANY_EXPIRED):
         async with link.transaction():
             groups = [row["name"] for row in await link.fetch(sql.GROUPS_TO_RESCUE, MAX_LOST, RESCUE_BATCH)]
             rows = await link.fetch(sql.RESCUE, MAX_LOST, RESCUE_BATCH, groups)
@@ -113,7 +113,8 @@ async def rescue(link: Link) -> int:
             events.emit(events.WARNING, "jobs_rescued", count=found, failed=counts.get(State.FAILED, 0))
         total += found
         if found < RESCUE_BATCH:
-            return total
+            break
+    return total
 
 
 async def keep_partitions(link: Link, retention_days: int) -> bool:

@@ -466,6 +466,9 @@ where live.id = any ($1::uuid[]) and live.id = outcome.id and live.fence = outco
 returning outcome.n
 """
 
+# Is a lease over? Almost never, and then a rescue costs no more than this.   Index: live_job_lease_until.
+ANY_EXPIRED = "select from outbox.live_job where lease_until < now() limit 1"
+
 # running → pending | failed | cancelled, by any worker, when a lease is over.   Index: live_job_lease_until.
 # A dead worker is not the job's fault: no attempt is charged. But a job that has lost $1 workers is poison and fails.
 # $2: how many at most, in the order of their leases, so that no row can hide behind others for ever.

@@ -30,6 +30,7 @@ STATEMENTS = {
     "CANCELS": {KEY},
     "FINISH": {KEY},
     "POSTPONE": {KEY},
+    "ANY_EXPIRED": {LEASE},
     "GROUPS_TO_RESCUE": {LEASE},
     "RESCUE": {LEASE, KEY},
 }
@@ -188,11 +189,10 @@ async def test_settling_a_batch_reads_no_more_than_its_rows(
 
 async def generic_plan(connection: asyncpg.Connection, name: str) -> dict[str, Any]:
     statement: str = getattr(sql, name)
-    count = max(int(number) for number in re.findall(r"\$(\d+)", statement))
+    count = max((int(number) for number in re.findall(r"\$(\d+)", statement)), default=0)
+    arguments = f"({', '.join(['null'] * count)})" if count else ""
     await connection.execute(f"prepare statement as {statement}")
-    answer = await connection.fetchval(
-        f"explain (format json, verbose off) execute statement({', '.join(['null'] * count)})"
-    )
+    answer = await connection.fetchval(f"explain (format json, verbose off) execute statement{arguments}")
     await connection.execute("deallocate statement")
     plan: dict[str, Any] = json.loads(answer)[0]["Plan"]
     return plan
