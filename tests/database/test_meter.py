@@ -1,4 +1,7 @@
-"""What a worker tells of itself while it works: its attempts, the leases that it loses, and whether it is ready."""
+"""What a worker tells of itself while it works: the leases that it loses, and whether it is ready.
+
+Its attempts: see ``test_statistic``.
+"""
 
 import asyncio
 import logging
@@ -7,53 +10,16 @@ import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from outbox import Outbox, Retry, Snooze
+from outbox import Outbox
 from outbox.worker import Worker
 from tests.database.workers import working
-from tests.factories import plant, plant_many
-from tests.waiting import eventually, until
+from tests.factories import plant
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
 def _told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-
-
-async def test_every_attempt_is_counted_to_the_last(
-    engine: AsyncEngine, database_url: str, db: asyncpg.Connection
-) -> None:
-    outbox = Outbox()
-
-    @outbox.task()
-    async def noop(n: int) -> int:
-        return n
-
-    @outbox.task(retry=Retry(max_attempts=2, base=0, cap=0))
-    async def fail() -> None:
-        raise ValueError
-
-    @outbox.task()
-    async def later() -> Snooze:
-        return Snooze(3600)
-
-    await plant_many(engine, 200)
-    await plant(engine, task="fail")
-    await plant(engine, task="later")
-    async with working(outbox, database_url) as (worker, _):
-
-        async def is_over() -> bool:
-            left = await db.fetch("select run_at > now() as later from outbox.live_job")
-            return [row["later"] for row in left] == [True]
-
-        await eventually(is_over)
-    assert {key: counts.count for key, counts in worker.meter.total().items() if counts.count} == {
-        ("default", "noop", "succeeded"): 200,
-        ("default", "fail", "retried"): 1,
-        ("default", "fail", "failed"): 1,
-        ("default", "later", "snoozed"): 1,
-    }
-    assert all(sum(each.waits) == sum(each.runs) == each.count for each in worker.meter.total().values())
-    assert worker.meter.leases_lost == 0
 
 
 @pytest.mark.parametrize(
