@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -106,6 +108,29 @@ def ask(database_url: str, question: Callable[[AsyncSession], Awaitable[T]]) -> 
         fail(str(exc), EXIT_REFUSED)
     except ValueError as exc:
         fail(str(exc), EXIT_USAGE)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the end of the block. Said twice, it interrupts at once.
+
+    :raises KeyboardInterrupt: at the end, if it was said meanwhile.
+    """
+    said = False
+
+    def note(_number: int, _frame: object) -> None:
+        nonlocal said
+        if said:
+            raise KeyboardInterrupt
+        said = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if said:
+        raise KeyboardInterrupt
 
 
 def trouble(exc: BaseException) -> str:

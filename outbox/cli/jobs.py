@@ -28,6 +28,7 @@ from outbox.cli.console import (
     say,
     show,
     table,
+    uninterrupted,
 )
 from outbox.control import Action, Change
 from outbox.errors import JobNotFound
@@ -190,8 +191,9 @@ def _in_portions(
             bar = progress.add_task(verb, total=counted.matched)
             while True:
                 portion = partial(_change, action=action, wanted=wanted, limit=PORTION, after=change.next)
-                done = ask(database_url, portion)
-                change = Change(change.matched + done.matched, change.changed + done.changed, done.next)
+                with uninterrupted():  # or nobody could say how many were changed
+                    done = ask(database_url, portion)
+                    change = Change(change.matched + done.matched, change.changed + done.changed, done.next)
                 progress.update(bar, advance=done.matched, total=max(counted.matched, change.matched))
                 if done.next is None:
                     return change

@@ -137,7 +137,7 @@ async def _forget(engine: AsyncEngine, id: UUID) -> None:
     ("broken", "constraint"),
     [
         ({"state": "running"}, "live_job_lease"),
-        ({"lease_until": ago(-60)}, "live_job_lease"),
+        pytest.param({"lease_until": ago(-60)}, "live_job_lease", id="a lease while it waits"),
         ({"priority": 4}, "live_job_priority"),
         ({"priority": -1}, "live_job_priority"),
         ({"task": ""}, "live_job_names"),

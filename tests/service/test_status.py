@@ -15,6 +15,8 @@ from tests.service.servers import Mailbox
 JSON = {"content-type": "application/json"}
 ADA = {"email": "ada@example.com", "name": "Ada"}
 
+UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
+
 
 async def signed_up(client: httpx2.AsyncClient, **changes: str) -> dict[str, Any]:
     """Sign up; give the reference to the job."""
@@ -46,8 +48,8 @@ async def test_jobs_are_listed(client: httpx2.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", f"/v1/jobs/{uuid4()}", 404),
-        ("POST", f"/v1/jobs/{uuid4()}/cancel", 404),
+        ("GET", f"/v1/jobs/{UNKNOWN}", 404),
+        ("POST", f"/v1/jobs/{UNKNOWN}/cancel", 404),
         ("GET", "/v1/jobs/none", 422),
         ("GET", "/v1/jobs?limit=1000000000", 422),
         ("GET", "/nowhere", 404),

@@ -98,7 +98,7 @@ def test_the_page_names_every_exit_status_and_no_other() -> None:
     assert told == {0} | {value for name, value in vars(console).items() if name.startswith("EXIT_")}
 
 
-@pytest.mark.parametrize("path", COMMANDS.keys() - PROCESSES - {"openapi"})
+@pytest.mark.parametrize("path", sorted(COMMANDS.keys() - PROCESSES - {"openapi"}))
 @pytest.mark.parametrize(
     "url", ["postgresql://x:s3cret@127.0.0.1:1/x", "mysql", "postgresql://x:s3cret@nowhere.invalid/x"]
 )
