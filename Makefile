@@ -7,6 +7,8 @@
 BIN := .venv/bin
 ENV := .venv/.made
 QUICK := not crash and not slow
+# A file stays together. Each process has a server of its own; the slow proofs, which load the machine, run alone.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +34,7 @@ migrate: $(ENV) ## bring the database to the newest schema
 	@exec $(BIN)/python -m api.local migrate
 
 test: $(ENV) ## run the tests, but for the slow proofs
-	@$(BIN)/python -m pytest -m "$(QUICK)" $(ARGS)
+	@$(BIN)/python -m pytest -m "$(QUICK)" $(PARALLEL) $(ARGS)
 
 test-crash: $(ENV) ## run the slow proofs: killed processes, a killed database, the built wheel
 	@$(BIN)/python -m pytest -m "not ($(QUICK))" $(ARGS)

@@ -2,14 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -19,7 +19,7 @@ from outbox.keys import Scope
 from tests.dashboard.conftest import Sessions, application, furnish, make_key
 from tests.factories import plant, plant_many, read
 from tests.service.servers import service, serving
-from tests.waiting import eventually, until
+from tests.waiting import DEADLINE, eventually, until
 
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
@@ -199,6 +199,55 @@ async def test_a_page_rests_while_one_selects_and_when_it_is_told_to(page: Page,
         assert await page.locator(f"#row-{held}").count() == 0
         await page.click(".pulse")
         await expect(page.locator(f"#row-{held}")).to_be_visible()
+
+
+@asynccontextmanager
+async def held_up(page: Page, address: str, go: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+    """The page asks for itself again, and the answer comes only at the end of the block; then it has been dealt with.
+
+    :param go: where the page is that asks.
+    """
+    asked, let = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        if "hx-request" in route.request.headers and not asked.is_set():
+            asked.set()
+            await let.wait()
+        await route.continue_()
+
+    await page.route(address, hold)
+    await go()
+    await asyncio.wait_for(asked.wait(), DEADLINE)
+    await page.evaluate(
+        "window.over = new Promise((is) => document.addEventListener('htmx:finally:request', ({ detail }) => {"
+        "    if (detail.ctx.select === '#live') is(); })); undefined"
+    )
+    yield
+    let.set()
+    await page.evaluate("window.over.then(() => null)")
+
+
+async def test_an_answer_that_comes_while_one_selects_moves_nothing(page: Page, url: str, engine: AsyncEngine) -> None:
+    chosen = await plant(engine)
+    with faultless(page):
+        async with held_up(page, f"{url}/jobs", lambda: page.goto(f"{url}/jobs")):
+            await page.check(f'#row-{chosen} input[name="id"]')
+            held = await plant(engine)
+        assert await page.locator(f"#row-{held}").count() == 0
+        await page.uncheck(f'#row-{chosen} input[name="id"]')
+        await expect(page.locator(f"#row-{held}")).to_be_visible()
+
+
+async def test_an_answer_that_comes_when_one_is_elsewhere_is_not_shown_there(
+    page: Page, url: str, engine: AsyncEngine
+) -> None:
+    id = await plant(engine)
+    with faultless(page):
+        async with held_up(page, url, lambda: page.goto(url)):
+            await page.click('nav a[data-key="j"]')
+            await expect(page.locator(f"#row-{id}")).to_be_visible()
+        assert await page.locator("#chart-throughput").count() == 0
+        await expect(page.locator(f"#row-{id}")).to_be_visible()
 
 
 async def test_a_failed_job_is_retried_from_its_page(page: Page, url: str, engine: AsyncEngine) -> None:

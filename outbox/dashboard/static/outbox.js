@@ -38,7 +38,7 @@
       live.busy = true;
       live.late = false;
       try {
-        await htmx.ajax("GET", location.pathname + location.search, { target: "#live", select: "#live", swap: "outerMorph" });
+        await htmx.ajax("GET", location.pathname + location.search, { target: "#live", select: "#live", swap: "outerMorph", lookedAt: location.href });
       } finally {
         setTimeout(() => { live.busy = false; if (live.late) live.look(); }, 1000); // at most once a second
       }
@@ -61,6 +61,11 @@
     },
   };
   document.addEventListener("visibilitychange", live.follow);
+  // By the time the answer is there they may have begun to select, or be on another page.
+  document.addEventListener("htmx:before:swap", (event) => {
+    const { lookedAt } = event.detail.ctx;
+    if (lookedAt && (live.isBusy() || lookedAt !== location.href)) { live.late = true; event.preventDefault(); }
+  });
 
   // --- Charts.
 
