@@ -23,8 +23,27 @@ def _functions(*, headers: bool) -> tuple[str, ...]:
     )
 
 
+# Who was given the columns of jobs one by one (see docs/roles.md) must be able to write the new one, or could not
+# enqueue any more.
+_GRANT = """
+    do $$
+    declare
+        writer text;
+    begin
+        for writer in
+            select case given.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(given.grantee)) end
+            from pg_attribute, aclexplode(attacl) as given
+            where attrelid = 'outbox.live_job'::regclass and attname = 'version' and given.privilege_type = 'INSERT'
+        loop
+            execute 'grant insert (headers) on outbox.live_job to ' || writer;
+        end loop;
+    end
+    $$
+    """
+
 UP = (
     "alter table outbox.live_job add column headers jsonb",
+    _GRANT,
     "alter table outbox.finished_job add column headers jsonb",
     f"comment on column outbox.live_job.headers is '{_MEANING}'",
     f"comment on column outbox.finished_job.headers is '{_MEANING}'",

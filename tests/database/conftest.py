@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from outbox import connection
+from outbox import Outbox, connection
 from outbox.connection import Link
 from outbox.settings import WorkerSettings
 
@@ -46,3 +46,15 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(asyncpg.Connection, "fetch", fetch_and_note)
     return said
+
+
+@pytest.fixture
+def outbox() -> Outbox:
+    """One task, which answers its argument."""
+    outbox = Outbox()
+
+    @outbox.task()
+    async def noop(n: int = 0) -> int:
+        return n
+
+    return outbox

@@ -67,17 +67,6 @@ ROUTES: Mapping[str, tuple[Scope, bool]] = {
 
 
 @pytest.fixture
-def outbox() -> Outbox:
-    outbox = Outbox()
-
-    @outbox.task()
-    async def noop(n: int = 0) -> int:
-        return n
-
-    return outbox
-
-
-@pytest.fixture
 def app(outbox: Outbox, sessions: Sessions) -> FastAPI:
     app = FastAPI()
     problem_handlers(app)

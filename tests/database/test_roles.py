@@ -23,10 +23,12 @@ from outbox import (
     Retry,
     State,
     WorkerSettings,
+    address,
     connection,
     inbox,
     keys,
     maintenance,
+    schema,
 )
 from outbox.batch import Batch, BatchSummary
 from outbox.connection import Link
@@ -34,7 +36,7 @@ from outbox.fastapi import api_keys, outbox_router, problem_handlers
 from outbox.keys import Scope
 from tests.database.test_access import TARGETS, call, routes
 from tests.database.workers import drained, in_state, working
-from tests.factories import new_id, plant, read
+from tests.factories import execute_on, new_id, plant, read
 
 ROOT = Path(__file__).parents[2]
 GRANTS = (ROOT / "docs" / "examples" / "roles.sql").read_text()
@@ -374,3 +376,21 @@ async def test_the_api_changes_no_arguments_and_no_results(
         "select outbox.drop_partition(current_date)",
     ):
         assert await is_denied(raw["api"], statement), statement
+
+
+async def test_who_could_enqueue_before_an_upgrade_can_after_it(
+    roles: Mapping[str, str], database_url: str, engine: AsyncEngine
+) -> None:
+    for way, from_, to in ((schema.downgrade, schema.LATEST, 3), (schema.upgrade, 3, schema.LATEST)):
+        async with engine.begin() as migrating:
+            await migrating.run_sync(lambda sync, way=way, **span: way(execute_on(sync), **span), from_=from_, to=to)
+    outbox = Outbox()
+
+    @outbox.task()
+    async def noop() -> None: ...
+
+    as_enqueuer = address.engine(url_of(database_url, roles["enqueuer"]))
+    async with AsyncSession(as_enqueuer) as session, session.begin():
+        job = noop.enqueue(session)
+    await as_enqueuer.dispose()
+    assert (await read(engine, job.id)).state is State.PENDING

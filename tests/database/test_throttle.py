@@ -21,17 +21,6 @@ NEVER = Rate(1, per=3600, burst=3)
 """Three requests; the fourth comes after the test."""
 
 
-@pytest.fixture
-def outbox() -> Outbox:
-    outbox = Outbox()
-
-    @outbox.task()
-    async def noop(n: int = 0) -> int:
-        return n
-
-    return outbox
-
-
 def application(outbox: Outbox, sessions: Sessions, **options: Any) -> FastAPI:
     app = FastAPI()
     problem_handlers(app)

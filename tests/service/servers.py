@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from outbox import keys
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -140,3 +141,15 @@ def _answers(url: str, process: "subprocess.Popen[bytes]") -> None:
         except httpx2.TransportError:
             time.sleep(0.05)
     raise RuntimeError("the service does not answer")
+
+
+def make_key(database_url: str) -> str:
+    """A key with the scope ``read``, made as a person makes one."""
+    made = subprocess.run(
+        [sys.executable, "-m", "outbox", "keys", "create", "tester", "--scope", "read"],
+        env={**os.environ, "DATABASE_URL": database_url},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return max((word for word in made.stdout.split() if word.startswith(keys.MARK)), key=len)

@@ -14,9 +14,8 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.settings import Settings
-from outbox import keys
 from outbox.fastapi import access
-from tests.service.servers import service
+from tests.service.servers import make_key, service
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,14 +64,7 @@ def start(**settings: str) -> "subprocess.CompletedProcess[str]":
 def test_with_keys_it_starts_for_other_machines_and_a_key_opens_it(database_url: str, tmp_path: Path) -> None:
     with service(database_url, tmp_path, HOST="0.0.0.0", OUTBOX_ACCESS="keys") as (url, _):
         assert httpx2.get(f"{url}/v1/jobs").status_code == 401
-        made = subprocess.run(
-            [sys.executable, "-m", "outbox", "keys", "create", "tester", "--scope", "read"],
-            env={**os.environ, "DATABASE_URL": database_url},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        [key] = [word for word in made.stdout.split() if word.startswith(keys.MARK) and len(word) > 40]
+        key = make_key(database_url)
         assert httpx2.get(f"{url}/v1/jobs", headers={"Authorization": f"Bearer {key}"}).status_code == 200
 
 

@@ -1,30 +1,19 @@
 """What a request says of who sent it, and how, is believed from named proxies alone. The service is a real process."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from outbox import keys
 from outbox.fastapi import access
-from tests.service.servers import service
+from tests.service.servers import make_key, service
 
 
 @pytest.fixture
 def key(database_url: str) -> str:
     """A key that somebody may log in with."""
-    made = subprocess.run(
-        [sys.executable, "-m", "outbox", "keys", "create", "tester", "--scope", "read"],
-        env={**os.environ, "DATABASE_URL": database_url},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return max((word for word in made.stdout.split() if word.startswith(keys.MARK)), key=len)
+    return make_key(database_url)
 
 
 @pytest.fixture
